@@ -1,0 +1,345 @@
+"""The one error tree. Whatever a driver or a step raises on purpose is one of these.
+
+Each class says which `Outcome` it leads to, whether the runner may try again, and gives the technician one
+sentence: what to do. The message says what happened; device text in it is bounded and escaped by `quote`.
+
+    HallmarkError
+    ├── DeviceError              the device under test misbehaved
+    │   ├── DeviceGone           it was unplugged or vanished outside a declared absence
+    │   ├── DeviceBusy           retryable: the port is held or not yet accessible
+    │   ├── DeadlineExceeded     retryable: it did not answer in time
+    │   ├── ProtocolViolation    retryable: what it said can't be read
+    │   ├── DeviceRefused        it understood and said no
+    │   └── SelfTestFailed
+    ├── Aborted                  a person or a shutdown stopped the visit
+    ├── FirmwareError
+    │   ├── ImageUntrusted       not in the signed manifest, or other bytes than it says
+    │   ├── FlashRejected        the bootloader refused the image
+    │   └── VerifyMismatch       the device's digest differs from the image's
+    ├── TpmError                 the TPM answered with an unexpected code (`rc`)
+    │   ├── AlreadyOwned         somebody else's auth value is set
+    │   ├── LockedOut            dictionary-attack lockout is active
+    │   ├── EkUntrusted          no certificate, or a chain that ends elsewhere
+    │   ├── EkMismatch           EK, its certificate and the unit's record disagree
+    │   ├── ResidencyUnproven    a key that ought to be in this TPM is not shown to be
+    │   └── SoftwareTpmRefused   a software TPM outside bench mode
+    ├── CredentialError
+    │   ├── KeyConflict          another key than the recorded one is in the place
+    │   └── PossessionUnproven   the device can't sign with the key of its certificate
+    ├── IdentityConflict         this board's identifiers belong to different units
+    │   └── Quarantined          the unit waits for a person's decision
+    ├── TokenError               the CA token
+    │   ├── TokenAbsent          retryable
+    │   ├── PinRejected          never retried, across restarts
+    │   └── KeyMissing
+    ├── IssuanceRefused          the signer said no
+    │   ├── QuotaSpent
+    │   ├── ClockUntrusted
+    │   ├── ProfileViolation
+    │   ├── CsrRejected          wrong signature, other key or other subject than agreed
+    │   └── DuplicateKey         this key or unit already has a certificate
+    ├── StationError             the station's own surroundings
+    │   ├── StoreUnavailable     disk full or unreadable; nothing goes on until it is durable again
+    │   └── PeerUnavailable      retryable: another Hallmark process is restarting
+    ├── SinkError
+    │   ├── Unreachable          retryable
+    │   ├── Throttled            retryable, `retry_after` in seconds
+    │   ├── Rejected             this item will never be taken as it is
+    │   └── Conflict             something else is enrolled under that ID
+    └── ConfigError              file, line, key, and what was expected
+        └── RecipeError
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import ClassVar, Final
+
+MESSAGE_LIMIT: Final = 600
+"""Characters of a message kept when an error is recorded: errors may quote what a device said."""
+
+
+class Outcome(enum.StrEnum):
+    """How a visit ends. FAIL blames the unit, ERROR the station or its surroundings, REFUSED is policy."""
+
+    PASS = "PASS"  # noqa: S105 - a verdict, not a password
+    FAIL = "FAIL"
+    ERROR = "ERROR"
+    REFUSED = "REFUSED"
+    ABORTED = "ABORTED"
+
+
+def quote(text: object, limit: int = 80) -> str:
+    """Device or network text made safe for a message: printable ASCII, bounded, in quotes."""
+    escaped = ascii(text) if isinstance(text, str) else ascii(repr(text))
+    return escaped if len(escaped) <= limit else escaped[: limit - 2] + "…" + escaped[0]
+
+
+class HallmarkError(Exception):
+    """Root of the tree. `str(error)` says what happened, `error.hint` what to do about it."""
+
+    outcome: ClassVar[Outcome] = Outcome.ERROR
+    retryable: ClassVar[bool] = False
+    default_hint: ClassVar[str] = "Call an engineer and show them the unit's record."
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message[:MESSAGE_LIMIT])
+        self.hint: str = (hint or self.default_hint)[:MESSAGE_LIMIT]
+
+    @property
+    def code(self) -> str:
+        """The stable name that records, sockets and the operator's page use."""
+        return type(self).__name__
+
+
+# --- the device under test -------------------------------------------------------------------------------------
+
+
+class DeviceError(HallmarkError):
+    outcome = Outcome.FAIL
+    default_hint = "Re-seat the board and try again; if it repeats, set the board aside."
+
+
+class DeviceGone(DeviceError):
+    outcome = Outcome.ABORTED
+    default_hint = "Plug the board in again: it goes on where it was."
+
+
+class DeviceBusy(DeviceError):
+    outcome = Outcome.ERROR
+    retryable = True
+    default_hint = "Close other programs that use the port; check that the station's user is in its group."
+
+
+class DeadlineExceeded(DeviceError, TimeoutError):
+    retryable = True
+    default_hint = "Check the cable and the board's power, then plug the board in again."
+
+
+class ProtocolViolation(DeviceError):
+    retryable = True
+    default_hint = "Check cable, baud rate and firmware; if it repeats, set the board aside."
+
+
+class DeviceRefused(DeviceError):
+    default_hint = "Check that the firmware is the one that this recipe was written for."
+
+
+class SelfTestFailed(DeviceError):
+    default_hint = "Set the board aside for repair."
+
+
+class Aborted(HallmarkError):
+    outcome = Outcome.ABORTED
+    default_hint = "Plug the board in again when the station is ready: it goes on where it was."
+
+
+# --- firmware --------------------------------------------------------------------------------------------------
+
+
+class FirmwareError(HallmarkError):
+    outcome = Outcome.FAIL
+
+
+class ImageUntrusted(FirmwareError):
+    outcome = Outcome.REFUSED
+    default_hint = "Install the image again together with its signed manifest."
+
+
+class FlashRejected(FirmwareError):
+    default_hint = "Check that the image is meant for this board; if so, set the board aside."
+
+
+class VerifyMismatch(FirmwareError):
+    default_hint = "Plug the board in again; if it repeats, its flash is bad: set it aside."
+
+
+# --- TPM -------------------------------------------------------------------------------------------------------
+
+
+class TpmError(HallmarkError):
+    outcome = Outcome.FAIL
+    default_hint = "Plug the board in again; if it repeats, set the board aside: its TPM may be bad."
+
+    def __init__(self, message: str, *, hint: str | None = None, rc: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.rc = rc
+        """TPM_RC or TSS2_RC, where there is one."""
+
+
+class AlreadyOwned(TpmError):
+    outcome = Outcome.REFUSED
+    default_hint = "Set the board aside: somebody else has set its TPM's auth. Clearing it is an engineer's decision."
+
+
+class LockedOut(TpmError):
+    outcome = Outcome.FAIL
+    default_hint = "Leave the board powered for the lockout's recovery time, or hand it to an engineer."
+
+
+class EkUntrusted(TpmError):
+    outcome = Outcome.REFUSED
+    default_hint = "Set the board aside; if the lot's TPM vendor is new, an engineer adds its root to the trust store."
+
+
+class EkMismatch(TpmError):
+    outcome = Outcome.REFUSED
+    default_hint = "Set the board aside: its TPM is not the one on record, or not the one its certificate names."
+
+
+class ResidencyUnproven(TpmError):
+    outcome = Outcome.REFUSED
+    default_hint = "Set the board aside: it could not show that its keys live in its TPM."
+
+
+class SoftwareTpmRefused(TpmError):
+    outcome = Outcome.REFUSED
+    default_hint = "Software TPMs are for bench mode only; production boards need a hardware or firmware TPM."
+
+
+# --- credentials and identity ----------------------------------------------------------------------------------
+
+
+class CredentialError(HallmarkError):
+    outcome = Outcome.FAIL
+
+
+class KeyConflict(CredentialError):
+    outcome = Outcome.REFUSED
+    default_hint = "Set the board aside: another key than the recorded one is in its place."
+
+
+class PossessionUnproven(CredentialError):
+    default_hint = "Set the board aside: it can't sign with the key of its certificate."
+
+
+class IdentityConflict(HallmarkError):
+    outcome = Outcome.REFUSED
+    default_hint = "Set the board aside: its identifiers are already on record for another unit."
+
+
+class Quarantined(IdentityConflict):
+    default_hint = "Hand the board to an engineer: this unit waits for a decision."
+
+
+# --- CA token and issuing --------------------------------------------------------------------------------------
+
+
+class TokenError(HallmarkError):
+    default_hint = "Call an engineer: the CA token needs attention. Boards in their nests may stay there."
+
+
+class TokenAbsent(TokenError):
+    retryable = True
+    default_hint = "Plug the CA token in; the station goes on by itself."
+
+
+class PinRejected(TokenError):
+    default_hint = (
+        "Do not restart: the PIN is never tried twice. An engineer corrects the PIN and runs `hallmark ca unblock`."
+    )
+
+
+class KeyMissing(TokenError):
+    default_hint = "The right token is not plugged in, or its key was never made: see `hallmark ca status`."
+
+
+class IssuanceRefused(HallmarkError):
+    outcome = Outcome.REFUSED
+
+
+class QuotaSpent(IssuanceRefused):
+    default_hint = "The work order is used up: load the next one."
+
+
+class ClockUntrusted(IssuanceRefused):
+    outcome = Outcome.ERROR
+    default_hint = "Set the station's clock, then plug the board in again."
+
+
+class ProfileViolation(IssuanceRefused):
+    default_hint = "An engineer compares the recipe with the certificate profile."
+
+
+class CsrRejected(IssuanceRefused):
+    default_hint = "Set the board aside: its certificate request does not hold."
+
+
+class DuplicateKey(IssuanceRefused):
+    default_hint = "Set the board aside: its key or unit already has a certificate."
+
+
+# --- station, sinks, configuration -----------------------------------------------------------------------------
+
+
+class StationError(HallmarkError):
+    pass
+
+
+class StoreUnavailable(StationError):
+    default_hint = "Free disk space or replace the disk; nothing was lost, and boards go on when plugged in again."
+
+
+class PeerUnavailable(StationError):
+    retryable = True
+    default_hint = "A part of the station is restarting; it goes on by itself."
+
+
+class SinkError(HallmarkError):
+    default_hint = "Nothing is lost: enrollments stay queued."
+
+
+class Unreachable(SinkError):
+    retryable = True
+
+
+class Throttled(SinkError):
+    retryable = True
+
+    def __init__(self, message: str, *, hint: str | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+        """Seconds that the service asked to wait, where it said so."""
+
+
+class Rejected(SinkError):
+    default_hint = "An engineer looks at `hallmark outbox`: the service will not take this enrollment as it is."
+
+
+class Conflict(SinkError):
+    default_hint = "An engineer looks at `hallmark outbox`: another device is enrolled under this registration ID."
+
+
+class ConfigError(HallmarkError):
+    """Bad configuration. `file`, `line` (1-based) and `key` (dotted) say where; the message says what was expected."""
+
+    default_hint = "Correct the file and run `hallmark check`."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str | None = None,
+        file: str | None = None,
+        line: int | None = None,
+        key: str | None = None,
+    ) -> None:
+        where = ":".join(str(part) for part in (file, line) if part is not None)
+        named = f"{key}: {message}" if key else message
+        super().__init__(f"{where}: {named}" if where else named, hint=hint)
+        self.file, self.line, self.key, self.problem = file, line, key, message
+
+
+class RecipeError(ConfigError):
+    default_hint = "Correct the recipe and run `hallmark recipe check`."
+
+
+def by_code() -> dict[str, type[HallmarkError]]:
+    """Every class of the tree by its code: what a record or a message says is turned into a class only by this."""
+    found: dict[str, type[HallmarkError]] = {}
+    todo: list[type[HallmarkError]] = [HallmarkError]
+    while todo:
+        cls = todo.pop()
+        found[cls.__name__] = cls
+        todo.extend(cls.__subclasses__())
+    return found

@@ -1,0 +1,241 @@
+"""What a driver can offer: small Protocols, each of one to five methods, each call with its `Call`.
+
+Every method raises only errors of `hal.errors`, honours the call's deadline and cancel, and leaves the device so that the
+same call may be made again. Only the station's runner retries. A driver that can't tell what the device did after an
+error says so by raising; the step then probes the device, which is the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from hal.call import Call
+from hal.secret import Secret
+from hal.types import (
+    BoardIdentity,
+    Departure,
+    DeviceKey,
+    DiscoveryFault,
+    EndorsementKey,
+    EndorsementReport,
+    Enrollment,
+    FirmwareImage,
+    Hierarchy,
+    InstalledImage,
+    KeyType,
+    LockoutPolicy,
+    OwnershipState,
+    ResidencyProof,
+    Sighting,
+    SrkTemplate,
+    TestResult,
+    TokenState,
+    TpmDescription,
+    UploadResult,
+)
+
+
+@runtime_checkable
+class Discovery(Protocol):
+    """Sees devices come and go without opening any."""
+
+    def watch(self, call: Call) -> Iterator[Sighting | Departure | DiscoveryFault]:
+        """Yields what is there now, then each change, in order, until the call's cancel is set (then it returns).
+
+        A device that was swapped unseen gives a Departure before the new Sighting.
+        """
+
+
+@runtime_checkable
+class Channel(Protocol):
+    """A byte pipe to the device: a serial port, 8N1."""
+
+    def read(self, call: Call, limit: int) -> bytes:
+        """At least one and at most `limit` octets. DeviceGone when the device is unplugged."""
+
+    def write(self, call: Call, data: bytes) -> None:
+        """All of `data` handed to the kernel. DeviceGone when the device is unplugged."""
+
+    def drop_input(self) -> None:
+        """Forgets what has arrived and was not read: after power-up garbage or a time-out."""
+
+
+@runtime_checkable
+class FirmwareTarget(Protocol):
+    """Somewhere an image can be written to and started from."""
+
+    def accepts(self, call: Call, image: FirmwareImage) -> bytes:
+        """The digest (in the target's terms) by which the device will name this image.
+
+        ImageUntrusted or FlashRejected when the bytes are no image for this target. Doesn't touch the device's flash.
+        """
+
+    def installed(self, call: Call) -> Sequence[InstalledImage]:
+        """What is on the device, digests computed by the device or over what was read back from it."""
+
+    def write(self, call: Call, image: FirmwareImage) -> None:
+        """Writes the whole image; progress in octets. Goes on from what the device acknowledged after a lost answer."""
+
+    def boot(self, call: Call, digest: bytes) -> None:
+        """Makes the device start the written image. It may vanish from its port until it is back (an absence)."""
+
+    def confirm(self, call: Call, digest: bytes) -> None:
+        """Makes the running image permanent, so that the next reset doesn't go back to the old one."""
+
+
+@runtime_checkable
+class DeviceIdentity(Protocol):
+    def identify(self, call: Call) -> BoardIdentity:
+        """What the board claims: bounded, printable text; never proof."""
+
+
+@runtime_checkable
+class TpmTransport(Protocol):
+    """Carries TPM commands."""
+
+    def transmit(self, call: Call, command: bytes) -> bytes:
+        """One TPM command (TPM 2.0 Part 3: tag, size, code, ...) to its whole response, at most 4096 octets each.
+
+        A late answer is never taken for this command's.
+        """
+
+
+@runtime_checkable
+class EndorsementIdentity(Protocol):
+    """The TPM's endorsement keys, and proofs against them."""
+
+    def describe(self, call: Call) -> TpmDescription: ...
+
+    def endorsements(self, call: Call) -> EndorsementReport:
+        """The persisted EKs, those derived from the TCG templates, and the certificates in NV.
+
+        On real chips deriving an RSA key can take 10 s and more.
+        """
+
+    def persist(self, call: Call, ek: EndorsementKey) -> EndorsementKey:
+        """`ek` at 0x81010001, ready for field clients. EkMismatch when another key is there."""
+
+    def prove_resident(self, call: Call, ek: EndorsementKey, key: DeviceKey) -> ResidencyProof:
+        """Shows that `key` (by its Name) is in the TPM of `ek`; ResidencyUnproven if not."""
+
+    def prove_attestation_key(self, call: Call, ek: EndorsementKey) -> ResidencyProof:
+        """Makes a restricted signing key (AK) in the endorsement hierarchy and shows that it is in the TPM of `ek`."""
+
+
+@runtime_checkable
+class Ownership(Protocol):
+    """TPM ownership. Every command that carries or uses an auth value goes in a session salted to `ek` and encrypted."""
+
+    def state(self, call: Call) -> OwnershipState: ...
+
+    def set_auth(
+        self, call: Call, ek: EndorsementKey, hierarchy: Hierarchy, new: Secret, current: Secret
+    ) -> None:
+        """Changes one hierarchy's auth from `current` to `new`. Never tries `current` on lockout when it may be wrong."""
+
+    def make_srk(
+        self, call: Call, ek: EndorsementKey, template: SrkTemplate, owner: Secret
+    ) -> bytes:
+        """SRK without auth at 0x81000001; its TPM2B_PUBLIC. AlreadyOwned when another object is there."""
+
+    def set_lockout_policy(
+        self, call: Call, ek: EndorsementKey, policy: LockoutPolicy, lockout: Secret
+    ) -> None:
+        """Dictionary-attack parameters, authorised by the lockout auth."""
+
+    def proves(self, call: Call, ek: EndorsementKey, hierarchy: Hierarchy, auth: Secret) -> bool:
+        """Whether `auth` is the hierarchy's auth now, by a harmless command. Not for LOCKOUT: a wrong try locks it."""
+
+
+@runtime_checkable
+class KeyPlace(Protocol):
+    """Where the device's private key lives. It never leaves."""
+
+    def key(self, call: Call) -> DeviceKey | None:
+        """The key that is there, or None. For a TPM: the object at 0x81020000."""
+
+    def make_key(self, call: Call, key_type: KeyType, owner: Secret) -> DeviceKey:
+        """Makes the key in its place, persistently. KeyConflict when one is there. `owner`: EMPTY but for TPMs."""
+
+    def csr(self, call: Call, common_name: str) -> bytes:
+        """PKCS#10 (DER, RFC 2986) for subject CN=`common_name`, signed by the key."""
+
+    def prove(self, call: Call, nonce: bytes) -> bytes:
+        """A signature by the key over `nonce` with SHA-256: ECDSA as DER, RSA as PKCS#1 v1.5."""
+
+
+@runtime_checkable
+class CertificateStore(Protocol):
+    """Where the device finds its certificate."""
+
+    def install(self, call: Call, chain: Sequence[bytes]) -> None:
+        """Leaf first, each DER. Replaces what is there, at once or not at all where the place can."""
+
+    def installed(self, call: Call) -> Sequence[bytes]:
+        """What is there, leaf first, each DER; empty when nothing is."""
+
+
+@runtime_checkable
+class DeviceSettings(Protocol):
+    """Named values the device keeps. Keys: `[a-z0-9/_-]{1,64}`; values: text of at most 256 characters."""
+
+    def write_settings(self, call: Call, values: Mapping[str, str]) -> None:
+        """Writes them so that they outlive a reset."""
+
+    def read_settings(self, call: Call, keys: Sequence[str]) -> Mapping[str, str]:
+        """Those of `keys` that are set."""
+
+
+@runtime_checkable
+class SelfTest(Protocol):
+    def self_test(self, call: Call) -> Sequence[TestResult]:
+        """Runs the board's own tests; empty when it has none."""
+
+
+@runtime_checkable
+class CaToken(Protocol):
+    """A token with the CA's keys, looked up by label. Its implementation owns the module in one thread."""
+
+    def state(self, call: Call) -> TokenState: ...
+
+    def canary(self, call: Call) -> TokenState:
+        """Signs with the canary key and checks the signature; initialises the module anew after a loss.
+
+        Raises TokenAbsent, PinRejected or KeyMissing when it isn't ready.
+        """
+
+    def public_key(self, call: Call, label: str) -> bytes:
+        """DER SubjectPublicKeyInfo of the key pair `label`. KeyMissing when it isn't there."""
+
+    def make_key(self, call: Call, label: str, key_type: KeyType) -> bytes:
+        """Makes a key pair that can't be extracted; its DER SubjectPublicKeyInfo. DuplicateKey when the label exists."""
+
+    def sign(self, call: Call, label: str, data: bytes) -> bytes:
+        """SHA-256 (SHA-384 for P-384) signature over `data`: ECDSA as DER, RSA as PKCS#1 v1.5."""
+
+
+@runtime_checkable
+class SecretWrap(Protocol):
+    """Wraps small secrets under a token key that can't leave the token (AES-256)."""
+
+    def wrap(self, call: Call, label: str, context: bytes, plain: Secret) -> bytes:
+        """Authenticated encryption bound to `context`; makes the key on first use. At most 4096 octets."""
+
+    def unwrap(self, call: Call, label: str, context: bytes, wrapped: bytes) -> Secret:
+        """The secret again. TokenError when `wrapped` or `context` is not what it was."""
+
+
+@runtime_checkable
+class EnrollmentSink(Protocol):
+    """An outside service that learns of units."""
+
+    @property
+    def batch_limit(self) -> int:
+        """The most enrollments that one upload may carry."""
+
+    def upload(self, call: Call, batch: Sequence[Enrollment]) -> UploadResult:
+        """Makes the service know each of them exactly once in effect; may be called again with the same ones.
+
+        Raises Unreachable or Throttled when nothing can be said of the batch: all of it is offered again.
+        """

@@ -1,0 +1,294 @@
+"""The frozen values that cross the HAL. Encodings are in the docstrings; nothing here acts."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hal.errors import HallmarkError
+
+# --- where a device is -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """Something is plugged in at a place. Made without opening it.
+
+    `place` is what a nest claims: the stable USB path (`usb:1-1.4`), or the port (`tty:/dev/ttyS0`, or the absolute path
+    of an emulated board's port) where there is none. `port` is the device node to open now; it may change between two
+    sightings at one place. The rest is what USB descriptors claim: untrusted text, None where unknown.
+    """
+
+    place: str
+    port: str
+    vendor_id: int | None = None
+    product_id: int | None = None
+    serial_number: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """What was at `place` is gone."""
+
+    place: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiscoveryFault:
+    """Discovery could not look (a message for status); it goes on looking by itself."""
+
+    error: HallmarkError
+
+
+# --- board -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BoardIdentity:
+    """What the board claims to be. Untrusted: bounded text, never proof of anything."""
+
+    board: str
+    serial: str | None = None
+    macs: tuple[str, ...] = ()
+    firmware: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareImage:
+    """A trusted image: the bytes whose digest the signed manifest names.
+
+    `sha256` is over `data`, 32 octets.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    sha256: bytes
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledImage:
+    """One image on the device, as the device says. `digest` identifies the content in the target's own terms."""
+
+    location: str
+    version: str
+    digest: bytes
+    active: bool
+    confirmed: bool
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TestResult:
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+# --- TPM -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TpmDescription:
+    """TPM_PT_FIXED properties as text (TPM 2.0 Part 2, 6.13). `software` is true when it names itself a software TPM."""
+
+    manufacturer: str
+    vendor: str
+    firmware: str
+    revision: str
+    software: bool
+
+
+class EkOrigin(enum.StrEnum):
+    """How an endorsement key was found."""
+
+    PERSISTENT = "persistent"
+    """Read at its handle by convention, 0x81010001 or 0x81010016."""
+    TEMPLATE = "template"
+    """Derived from a TCG template (EK Credential Profile, L-1, L-2, H-1 ...)."""
+    EMPTY_UNIQUE = "empty-unique"
+    """Derived as some cloud SDKs do: the L-1 template with an empty `unique`. Never matches a certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsementKey:
+    """One EK. `public`: TPM2B_PUBLIC, big-endian, with its size; `name`: TPM2B_NAME's content (algorithm + digest).
+
+    `certificate` is the DER found in NV whose key is this EK's, stripped of vendors' wrapping, or None.
+    `handle` is the persistent handle it is at, or None.
+    """
+
+    public: bytes
+    name: bytes
+    origin: EkOrigin
+    template: str
+    handle: int | None = None
+    certificate: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EndorsementReport:
+    """All that a TPM says about its EKs: the keys, and certificates in NV that match none of them (DER)."""
+
+    keys: tuple[EndorsementKey, ...]
+    stray_certificates: tuple[bytes, ...] = ()
+    chain: tuple[bytes, ...] = ()
+    """Intermediate CA certificates found in NV 0x01c00100-1ff (DER)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyProof:
+    """The transcript of one MakeCredential / ActivateCredential exchange (TPM 2.0 Part 1, 24).
+
+    The credential was made on the host for exactly (EK, key Name); only the TPM with that EK and a loaded object of that
+    Name can give back `secret`. `key_public` is the object's TPM2B_PUBLIC; `id_object` (TPM2B_ID_OBJECT) and
+    `encrypted_secret` (TPM2B_ENCRYPTED_SECRET) are what was sent.
+    """
+
+    ek_name: bytes
+    key_name: bytes
+    key_public: bytes
+    id_object: bytes
+    encrypted_secret: bytes
+    secret: bytes
+
+
+class Hierarchy(enum.StrEnum):
+    OWNER = "owner"
+    ENDORSEMENT = "endorsement"
+    LOCKOUT = "lockout"
+
+
+@dataclass(frozen=True, slots=True)
+class LockoutPolicy:
+    """Dictionary-attack parameters (TPM2_DictionaryAttackParameters): tries, and seconds."""
+
+    max_tries: int = 31
+    recovery_seconds: int = 600
+    lockout_recovery_seconds: int = 86400
+
+
+@dataclass(frozen=True, slots=True)
+class OwnershipState:
+    """TPM_PT_PERMANENT and neighbours. Reading it needs no auth and burns no lockout try."""
+
+    auths_set: frozenset[Hierarchy]
+    in_lockout: bool
+    lockout_counter: int
+    lockout_policy: LockoutPolicy
+    platform_enabled: bool
+    """phEnable: while it is set and platform auth is empty, platform firmware can undo everything."""
+    disable_clear: bool
+    srk: bytes | None
+    """TPM2B_PUBLIC of the object at 0x81000001, or None."""
+
+
+class SrkTemplate(enum.StrEnum):
+    """TCG TPM v2.0 Provisioning Guidance, 7.5.1: storage primary without auth."""
+
+    RSA2048 = "rsa2048"
+    P256 = "p256"
+
+
+# --- device key and certificate --------------------------------------------------------------------------------
+
+
+class KeyType(enum.StrEnum):
+    P256 = "p256"
+    P384 = "p384"
+    RSA2048 = "rsa2048"
+    RSA3072 = "rsa3072"
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKey:
+    """The device's key as its place shows it. `spki`: DER SubjectPublicKeyInfo.
+
+    For a TPM, `name` is the object's Name, `public` its TPM2B_PUBLIC, and `resident` says whether fixedTPM, fixedParent
+    and sensitiveDataOrigin are set; None, None and False elsewhere.
+    """
+
+    spki: bytes
+    key_type: KeyType
+    name: bytes | None = None
+    public: bytes | None = None
+    resident: bool = False
+
+
+# --- CA token --------------------------------------------------------------------------------------------------
+
+
+class TokenCondition(enum.StrEnum):
+    READY = "ready"
+    ABSENT = "absent"
+    PIN_WRONG = "pin-wrong"
+    PIN_BLOCKED = "pin-blocked"
+    """An earlier attempt was not seen to succeed: a person has to unblock before the PIN is tried again."""
+    KEY_MISSING = "key-missing"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenState:
+    condition: TokenCondition
+    label: str
+    model: str = ""
+    serial: str = ""
+    problem: str = ""
+
+
+# --- enrollment ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TpmAttestation:
+    """`ek` and `srk`: TPM2B_PUBLIC, big-endian with size, at 0x81010001 and 0x81000001."""
+
+    ek: bytes
+    srk: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class X509Attestation:
+    """`certificate`: the leaf, DER."""
+
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class X509GroupAttestation:
+    """The device proves itself by its chain; the group exists once. Kept per unit as inventory. Leaf, DER."""
+
+    group: str
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Enrollment:
+    """What the cloud has to know of one unit, in no cloud's terms. `tags` are for the initial twin."""
+
+    registration_id: str
+    device_id: str
+    attestation: TpmAttestation | X509Attestation | X509GroupAttestation
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The service has the enrollment. `etag` as it gave it; `existed` when it had the same content before."""
+
+    registration_id: str
+    etag: str | None = None
+    existed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UploadResult:
+    """The answers to one batch, one for each enrollment and in their order, each a receipt or that item's error.
+
+    `clock_skew`: seconds that the service's clock is ahead of ours, from its Date header, None where not seen.
+    """
+
+    items: tuple[Receipt | HallmarkError, ...]
+    clock_skew: float | None = None
