@@ -328,6 +328,8 @@ class ConfigError(HallmarkError):
         named = f"{key}: {message}" if key else message
         super().__init__(f"{where}: {named}" if where else named, hint=hint)
         self.file, self.line, self.key, self.problem = file, line, key, message
+        self.others: list[ConfigError] = []
+        """Further problems that were found in the same go."""
 
 
 class RecipeError(ConfigError):

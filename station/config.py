@@ -1,0 +1,213 @@
+"""station.toml: what may stand in it, and its checked form. Says nothing of how anything is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hal.driver import Driver
+from hal.errors import ConfigError
+from hal.registry import Registry, load
+from station.paths import Paths
+from station.strict import Problems, convert
+from station.toml_source import Key, TomlSource, read
+
+Word = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="a name of letters, digits, dot, dash or underscore, at most 64",
+    ),
+]
+Size = Annotated[int, Meta(ge=1, description="a whole number of at least 1")]
+MAX_NESTS: Final = 64
+
+
+class StationSection(Struct, frozen=True):
+    name: Word
+    mode: Literal["production", "bench"] = "production"
+    drivers: list[Word] = []
+    minimum_free_mib: Size = 64
+
+
+class DiscoverySection(Struct, frozen=True):
+    driver: Word
+    settings: dict[str, Any] = {}
+
+
+class NestSection(Struct, frozen=True):
+    """`place` is exact or a glob over places; `recipe` a file in the recipes folder."""
+
+    name: Word
+    place: str
+    recipe: Word
+
+
+class SignerSection(Struct, frozen=True):
+    driver: Word = "pkcs11"
+    settings: dict[str, Any] = {}
+    ca_key: Word = "issuing-ca"
+    canary_key: Word = "canary"
+    wrap_key: Word = "resume"
+    profiles: str = "profiles"
+
+
+class EscrowSection(Struct, frozen=True):
+    officers: list[str] = []
+
+
+class TrustSection(Struct, frozen=True):
+    ek: str = "trust/ek"
+    firmware: str = "trust/firmware.pem"
+    images: str = "images"
+
+
+class SinkSection(Struct, frozen=True):
+    name: Word
+    driver: Word
+    settings: dict[str, Any] = {}
+
+
+class WorkOrderSection(Struct, frozen=True):
+    id: Word
+    sku: Word
+    quantity: Size
+
+
+class StatusSection(Struct, frozen=True):
+    operators: Word = "hallmark-operators"
+
+
+class StationFile(Struct, frozen=True):
+    """The whole of station.toml."""
+
+    station: StationSection
+    discovery: list[DiscoverySection] = []
+    nest: list[NestSection] = []
+    signer: SignerSection = SignerSection()
+    escrow: EscrowSection = EscrowSection()
+    trust: TrustSection = TrustSection()
+    sink: list[SinkSection] = []
+    work_order: list[WorkOrderSection] = []
+    status: StatusSection = StatusSection()
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """A station.toml whose names, drivers and settings fit together."""
+
+    paths: Paths
+    file: StationFile
+    source: TomlSource
+    registry: Registry
+
+    @property
+    def bench(self) -> bool:
+        return self.file.station.mode == "bench"
+
+    @property
+    def folder(self) -> Path:
+        """Relative paths of station.toml start here."""
+        return self.paths.configuration.parent
+
+    def path(self, relative: str) -> Path:
+        return self.folder / relative
+
+    def settings(self, driver: Driver, given: dict[str, Any], key: Key) -> Any:
+        """`given` as the driver's settings dataclass; ConfigError at `key` of station.toml."""
+        problems = Problems()
+        made = convert(self.source, driver.settings, problems, key, given)
+        problems.raise_first()
+        return made
+
+    def nest_for(self, place: str) -> NestSection | None:
+        """The nest that claims `place`: an exact name before a glob, the first glob in the file's order."""
+        for nest in self.file.nest:
+            if nest.place == place:
+                return nest
+        for nest in self.file.nest:
+            if fnmatch.fnmatchcase(place, nest.place):
+                return nest
+        return None
+
+
+def load_configuration(paths: Paths, *, drivers: bool = True) -> Configuration:
+    """station.toml below `paths`, checked. With `drivers` false no driver is imported, and their settings go unchecked."""
+    source = read(paths.configuration)
+    problems = Problems()
+    file = convert(source, StationFile, problems)
+    problems.raise_first()
+    if file is None:
+        raise ConfigError("could not be read", file=source.file)
+    _check_names(source, file, problems)
+    problems.raise_first()
+    registry = load(file.station.drivers) if drivers else Registry()
+    configuration = Configuration(paths, file, source, registry)
+    if drivers:
+        _check_drivers(configuration, problems)
+        problems.raise_first()
+    return configuration
+
+
+def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> None:
+    for section, attribute in (("nest", "name"), ("nest", "place"), ("sink", "name"), ("work_order", "id")):
+        seen: dict[str, int] = {}
+        for index, item in enumerate(getattr(file, section)):
+            value = getattr(item, attribute)
+            if value in seen:
+                problems.add(
+                    source, (section, index, attribute), f"{value!r} is taken by {section}[{seen[value]}]; expected another"
+                )
+            seen.setdefault(value, index)
+    if len(file.nest) > MAX_NESTS:
+        problems.add(source, ("nest",), f"{len(file.nest)} nests; expected at most {MAX_NESTS}")
+    named = set(file.station.drivers)
+    for key, driver in _named_drivers(file):
+        if driver not in named:
+            problems.add(source, key, f"driver {driver!r} is not in station.drivers; expected it to be listed there")
+    relative: list[tuple[Key, str]] = [
+        (("trust", "ek"), file.trust.ek),
+        (("trust", "firmware"), file.trust.firmware),
+        (("trust", "images"), file.trust.images),
+        (("signer", "profiles"), file.signer.profiles),
+        *((("escrow", "officers", index), officer) for index, officer in enumerate(file.escrow.officers)),
+    ]
+    for key, text in relative:
+        if Path(text).is_absolute() or ".." in Path(text).parts:
+            problems.add(source, key, f"{text!r} leads elsewhere; expected a path below station.toml's folder")
+
+
+def _named_drivers(file: StationFile) -> list[tuple[Key, str]]:
+    found: list[tuple[Key, str]] = [(("signer", "driver"), file.signer.driver)]
+    found += [(("discovery", index, "driver"), item.driver) for index, item in enumerate(file.discovery)]
+    found += [(("sink", index, "driver"), item.driver) for index, item in enumerate(file.sink)]
+    return found
+
+
+def _check_drivers(configuration: Configuration, problems: Problems) -> None:
+    file, source, registry = configuration.file, configuration.source, configuration.registry
+    for index, name in enumerate(file.station.drivers):
+        if name in registry.broken:
+            problems.add(source, ("station", "drivers", index), f"driver {name!r} can't be used: {registry.broken[name]}")
+        elif registry.drivers[name].bench_only and not configuration.bench:
+            problems.add(source, ("station", "drivers", index), f"driver {name!r} is for bench mode only")
+    tables: list[tuple[Key, str, dict[str, Any]]] = [
+        (("signer", "settings"), file.signer.driver, file.signer.settings),
+        *((("discovery", i, "settings"), item.driver, item.settings) for i, item in enumerate(file.discovery)),
+        *((("sink", i, "settings"), item.driver, item.settings) for i, item in enumerate(file.sink)),
+    ]
+    for key, name, given in tables:
+        if name in registry.drivers:
+            convert(source, registry.drivers[name].settings, problems, key, given)
+
+
+def as_toml_values(settings: object) -> dict[str, object]:
+    """A driver's settings dataclass as plain values, to be sent to a worker."""
+    values = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) and not isinstance(settings, type) else {}
+    return {str(name): msgspec.to_builtins(value) for name, value in values.items()}
