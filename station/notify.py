@@ -1,7 +1,7 @@
 """What a daemon tells systemd, and the watchdog that is fed by real progress only.
 
-The protocol is small enough to speak it directly (sd_notify(3), sd_listen_fds(3)): datagrams of NAME=VALUE lines. Outside
-systemd everything here does nothing. No thread feeds the watchdog for its own sake: see `Watchdog`.
+The protocol is small enough to speak it directly (sd_notify(3), sd_listen_fds(3)): datagrams of NAME=VALUE lines.
+Outside systemd everything here does nothing. No thread feeds the watchdog for its own sake: see `Watchdog`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def watchdog_interval() -> float | None:
 
 
 def listen_fds() -> dict[str, socket.socket]:
-    """Listening sockets that systemd passed, by FileDescriptorName=. The variables are taken away: children get none."""
+    """Listening sockets that systemd passed, by FileDescriptorName=. The variables are taken away from children."""
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isascii() or not count.isdigit():
@@ -88,7 +88,7 @@ class Watchdog:
         self._allowed = watchdog_interval() if allowed is None else allowed
         self._send, self._clock = send, clock
         self._lock = threading.Lock()
-        self._waiting_for = {name: True for name in loops}
+        self._waiting_for = dict.fromkeys(loops, True)
         self._last_sent = clock()
 
     @property
@@ -114,7 +114,7 @@ class Watchdog:
     def beat(self, name: str) -> None:
         """One loop came round. KeyError for one that isn't registered: a typing error must not feed the watchdog."""
         with self._lock:
-            self._waiting_for[name]  # noqa: B018 - the lookup is the check
+            self._waiting_for[name]  # the lookup is the check
             self._waiting_for[name] = False
             if self._allowed is None or any(self._waiting_for.values()):
                 return

@@ -1,8 +1,9 @@
-"""What the status socket shows, as types: the supervisor fills them in, the server sends them as JSON, the panel reads.
+"""What the status socket shows, as types: filled in by the supervisor, sent as JSON, read by the panel.
 
-Data and Protocols only; nothing here acts. Field names are the JSON keys of `/v1/...`, a contract: fields are only added,
-and readers ignore those that they don't know. Points in time (`..._at`) are UTC as Unix seconds; lengths of time are
-seconds by a clock that doesn't jump. Text that came from a device or a network is untrusted: whoever shows it escapes it.
+Data and Protocols only; nothing here acts. Field names are the JSON keys of `/v1/...`, a contract: fields are
+only added, and readers ignore those that they don't know. Points in time (`..._at`) are UTC as Unix seconds; lengths
+of time are seconds by a clock that doesn't jump. Text that came from a device or a network is untrusted: whoever
+shows it escapes it.
 """
 
 from __future__ import annotations
@@ -161,7 +162,7 @@ class Snapshot(Struct, frozen=True):
 
 
 class EventView(Struct, frozen=True):
-    """One line of `/v1/events`. `seq` grows and never repeats; a heartbeat has the last event's `seq` and its own kind."""
+    """One line of `/v1/events`. `seq` grows and never repeats; a heartbeat carries the last event's."""
 
     seq: int
     at: float
