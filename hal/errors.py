@@ -44,6 +44,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     ├── SinkError
     │   ├── Unreachable          retryable
     │   ├── Throttled            retryable, `retry_after` in seconds
+    │   ├── Unauthorized         retryable: our credential or clock, never the item
     │   ├── Rejected             this item will never be taken as it is
     │   └── Conflict             something else is enrolled under that ID
     └── ConfigError              file, line, key, and what was expected
@@ -300,6 +301,11 @@ class Throttled(SinkError):
         super().__init__(message, hint=hint)
         self.retry_after = retry_after
         """Seconds that the service asked to wait, where it said so."""
+
+
+class Unauthorized(SinkError):
+    retryable = True
+    default_hint = "Check the sink's policy and key, and the station's clock; enrollments stay queued until it works."
 
 
 class Rejected(SinkError):

@@ -227,6 +227,14 @@ class SecretWrap(Protocol):
 
 
 @runtime_checkable
+class Credentials(Protocol):
+    """What a sink's settings only name: its process provides them, settings never hold them."""
+
+    def secret(self, name: str) -> Secret:
+        """The credential's octets as they are now (asked anew for each try). ConfigError when there is none."""
+
+
+@runtime_checkable
 class EnrollmentSink(Protocol):
     """An outside service that learns of units."""
 

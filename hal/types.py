@@ -276,11 +276,15 @@ class Enrollment:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The service has the enrollment. `etag` as it gave it; `existed` when it had the same content before."""
+    """The service has the enrollment. `etag` as it gave it; `existed` when it had the same content before.
+
+    `sent` is the item as the service received it, in its own form (JSON for DPS); empty when nothing had to be sent.
+    """
 
     registration_id: str
     etag: str | None = None
     existed: bool = False
+    sent: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
