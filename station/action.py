@@ -1,0 +1,161 @@
+"""What a step is made of: actions that probe, apply and verify. The words that every step in `station/steps` is written in.
+
+A step knows the device only through HAL interfaces and the station only through its desk; it never retries, journals or
+reads a clock: the runner does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Protocol, TypeVar
+
+import msgspec
+
+from hal.call import Call
+from hal.driver import Bindings
+from hal.errors import RecipeError, VerifyMismatch
+from hal.secret import Secret
+from hal.types import Enrollment, FirmwareImage, ResidencyProof
+from station.messages import Fact, Facts, Unit
+
+T = TypeVar("T")
+DEFAULT_SECONDS: Final = 30.0
+
+
+class Desk(Protocol):
+    """What a worker may ask of its station. Each call returns when the answer is durable, or raises."""
+
+    def join(self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]) -> Unit: ...
+
+    def protect(self, ek_name: bytes, auths: Mapping[str, Secret]) -> None: ...
+
+    def recover(self, ek_name: bytes) -> dict[str, Secret]: ...
+
+    def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]: ...
+
+    def image(self, name: str) -> FirmwareImage: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What holds for the whole visit."""
+
+    station: str
+    bench: bool
+    sku: str
+    trust: tuple[bytes, ...]
+    """EK trust anchors and intermediates, DER."""
+    issuers: tuple[bytes, ...]
+    """Our issuing chain, DER, issuing CA first."""
+
+
+@dataclass(slots=True)
+class Trip:
+    """One visit as its steps see it. `facts` grows with each action; secrets are in `auths` only, and die with the process."""
+
+    about: Circumstances
+    board: Bindings
+    desk: Desk
+    call: Call
+    options: Any = None
+    facts: Facts = field(default_factory=dict)
+    unit: Unit | None = None
+    auths: dict[str, Secret] = field(default_factory=dict)
+    enrollment: Enrollment | None = None
+
+    def need(self, interface: type[T], role: str | None = None) -> T:
+        return self.board.get(interface, role)
+
+    def octets(self, name: str) -> bytes:
+        """A fact that is octets. RecipeError when no earlier action gave it."""
+        value = self._fact(name)
+        if not isinstance(value, bytes):
+            raise RecipeError(f"fact {name!r} is not octets")
+        return value
+
+    def text(self, name: str) -> str:
+        value = self._fact(name)
+        if not isinstance(value, str):
+            raise RecipeError(f"fact {name!r} is not text")
+        return value
+
+    def octets_list(self, name: str) -> list[bytes]:
+        value = self._fact(name)
+        if not isinstance(value, list):
+            raise RecipeError(f"fact {name!r} is no list of octets")
+        return [item for item in value if isinstance(item, bytes)]
+
+    def words(self, name: str) -> list[str]:
+        """A fact that is a list of words."""
+        value = self._fact(name)
+        if not isinstance(value, list):
+            raise RecipeError(f"fact {name!r} is no list")
+        return [item for item in value if isinstance(item, str)]
+
+    def recorded(self, action: str) -> Facts:
+        """Facts that an earlier visit of this unit stored for `step.action`; empty when there are none."""
+        return self.unit.facts.get(action, {}) if self.unit else {}
+
+    def _fact(self, name: str) -> Fact:
+        if name not in self.facts:
+            raise RecipeError(f"no earlier step gave {name!r}")
+        return self.facts[name]
+
+
+class Action:
+    """One change to the device (or one look at it), with its own journal row."""
+
+    name: ClassVar[str]
+    seconds: ClassVar[float] = DEFAULT_SECONDS
+    """How long each of probe, apply and verify may take."""
+    repeatable: ClassVar[bool] = False
+    """May run before the visit has joined a unit: doing it again harms nothing."""
+    absence: ClassVar[float | None] = None
+    """Seconds that the board may be away while this is applied."""
+
+    def probe(self, trip: Trip) -> Facts | None:
+        """Asks the device: facts when it is done, None when not; raises when what is there must not be touched."""
+        raise NotImplementedError
+
+    def apply(self, trip: Trip) -> None:
+        """Does it. Not called when `probe` found it done."""
+        raise NotImplementedError
+
+    def verify(self, trip: Trip) -> Facts:
+        """Asks the device again."""
+        facts = self.probe(trip)
+        if facts is None:
+            raise VerifyMismatch(f"{self.name}: the device does not show what was just done to it")
+        return facts
+
+
+class Look(Action):
+    """An action that only looks or proves: its probe always answers with facts or raises."""
+
+    repeatable = True
+
+    def apply(self, trip: Trip) -> None:
+        del trip
+        raise VerifyMismatch(f"{self.name}: nothing to apply, and the device does not show it")
+
+
+class NoOptions(msgspec.Struct, frozen=True):
+    """For steps without options."""
+
+
+Need = tuple[type, str | None]
+"""A HAL interface, and the role of the driver that has to offer it, None for any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step as a recipe names it. `needs` and `actions` depend on the options; `requires` and `gives` name facts."""
+
+    use: str
+    summary: str
+    options: type
+    actions: Callable[[Any], tuple[Action, ...]]
+    needs: Callable[[Any], tuple[Need, ...]]
+    requires: Callable[[Any], frozenset[str]] = lambda _options: frozenset()
+    gives: Callable[[Any], frozenset[str]] = lambda _options: frozenset()

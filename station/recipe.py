@@ -1,0 +1,227 @@
+"""A recipe file and its checker: every mistake that can be seen without a board is found here, with file and line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hal.driver import Driver, in_order
+from hal.errors import ConfigError, HallmarkError, RecipeError
+from hal.interfaces import Channel
+from hal.registry import Registry
+from hal.types import Sighting
+from station.action import Action, Step
+from station.config import Configuration, Word, as_toml_values
+from station.messages import DriverPlan, StepPlan
+from station.steps import STEPS
+from station.strict import Problems, convert
+from station.toml_source import Key, TomlSource, read
+
+CHANNEL_ROLE: Final = "channel"
+CHANNEL_DRIVER: Final = "serial"
+MAX_STEPS: Final = 64
+
+
+class RecipeFile(Struct, frozen=True):
+    """What stands in a recipe, but for the options of its steps, which each step checks itself."""
+
+    sku: Word
+    step: list[dict[str, Any]]
+    pass_: Annotated[str, Meta(min_length=1, max_length=64)] = msgspec.field(name="pass", default="final")
+    drivers: dict[Word, Word] = {}
+    settings: dict[Word, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    step: Step
+    options: Any
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        return self.step.actions(self.options)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A recipe that holds together: ready to be sent to a worker."""
+
+    name: str
+    sku: str
+    recipe_pass: str
+    digest: str
+    """SHA-256 of the file, hex: recorded with each visit."""
+    drivers: tuple[DriverPlan, ...]
+    steps: tuple[PlannedStep, ...]
+
+    def step_plans(self) -> list[StepPlan]:
+        return [StepPlan(item.step.use, msgspec.to_builtins(item.options)) for item in self.steps]
+
+    def images(self) -> list[str]:
+        return [item.options.image for item in self.steps if item.step.use == "flash"]
+
+    def issues(self) -> bool:
+        """Whether a certificate is issued here, so that the token has to be ready."""
+        return any(item.step.use == "certificate" for item in self.steps)
+
+    def profiles(self) -> list[str]:
+        return [item.options.profile for item in self.steps if item.step.use == "certificate"]
+
+
+def load_recipe(configuration: Configuration, name: str) -> Recipe:
+    """The recipe file `name` below the recipes folder, checked. Raises RecipeError; its `others` has further problems."""
+    path = configuration.folder / "recipes" / name
+    source = read(path, RecipeError)
+    problems = Problems(RecipeError)
+    file = convert(source, RecipeFile, problems)
+    problems.raise_first()
+    if file is None:
+        raise RecipeError("could not be read", file=source.file)
+    steps = _steps(source, file, problems)
+    drivers = _drivers(source, file, configuration, problems)
+    problems.raise_first()
+    _check_needs(source, steps, dict(drivers), problems)
+    _check_facts(source, steps, problems)
+    problems.raise_first()
+    plans = _plan(source, file, drivers, problems)
+    problems.raise_first()
+    return Recipe(
+        name=name,
+        sku=file.sku,
+        recipe_pass=file.pass_,
+        digest=_digest(path),
+        drivers=tuple(plans),
+        steps=tuple(item for _index, item in steps),
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _steps(source: TomlSource, file: RecipeFile, problems: Problems) -> list[tuple[int, PlannedStep]]:
+    if not file.step or len(file.step) > MAX_STEPS:
+        problems.add(source, ("step",), f"{len(file.step)} steps; expected 1 to {MAX_STEPS}")
+    attestation = next((item.get("attestation") for item in file.step if item.get("use") == "enroll"), "tpm")
+    planned: list[tuple[int, PlannedStep]] = []
+    for index, table in enumerate(file.step):
+        key: Key = ("step", index)
+        use = table.get("use")
+        step = STEPS.get(use) if isinstance(use, str) else None
+        if step is None:
+            problems.add(source, (*key, "use"), f"no step {use!r}; expected one of: {', '.join(sorted(STEPS))}")
+            continue
+        given = {name: value for name, value in table.items() if name != "use"}
+        if use == "tpm-ownership":
+            if "attestation" in given:
+                problems.add(source, (*key, "attestation"), "belongs to the enroll step; expected it only there")
+                continue
+            given["attestation"] = attestation if isinstance(attestation, str) else "tpm"
+        options = convert(source, step.options, problems, key, given)
+        if options is not None:
+            planned.append((index, PlannedStep(step, options)))
+    return planned
+
+
+def _drivers(
+    source: TomlSource, file: RecipeFile, configuration: Configuration, problems: Problems
+) -> list[tuple[str, Driver]]:
+    """(role, driver) in the order in which they open, each after what it needs."""
+    named: dict[str, Driver] = {}
+    registry = configuration.registry
+    for role, name in file.drivers.items():
+        driver = _driver(source, registry, ("drivers", role), name, problems)
+        if driver is not None:
+            named[role] = driver
+    for role in file.settings:
+        if role not in file.drivers and role != CHANNEL_ROLE:
+            problems.add(source, ("settings", role), "no driver has this role; expected a role of [drivers]")
+    if problems.found:
+        return []
+    wanted = {need for driver in named.values() for need in driver.needs}
+    offered = {offer for driver in named.values() for offer in driver.offers}
+    if Channel in wanted - offered:
+        driver = _driver(source, registry, ("drivers",), CHANNEL_DRIVER, problems)
+        if driver is not None:
+            named = {CHANNEL_ROLE: driver, **named}
+    for role, driver in named.items():
+        if driver.bench_only and not configuration.bench:
+            problems.add(source, ("drivers", role), f"driver {driver.name!r} is for bench mode only")
+    try:
+        return in_order(named, frozenset({Sighting}))
+    except RecipeError as error:
+        problems.add(source, ("drivers",), error.problem)
+        return []
+
+
+def _driver(source: TomlSource, registry: Registry, key: Key, name: str, problems: Problems) -> Driver | None:
+    try:
+        return registry.get(name)
+    except ConfigError as error:
+        problems.add(source, key, f"{error.problem}; expected a driver that station.drivers in station.toml lists")
+        return None
+
+
+def _check_needs(
+    source: TomlSource, steps: list[tuple[int, PlannedStep]], drivers: Mapping[str, Driver], problems: Problems
+) -> None:
+    for index, item in steps:
+        for interface, role in item.step.needs(item.options):
+            able = [name for name, driver in drivers.items() if interface in driver.offers]
+            if role is not None and role not in able:
+                problems.add(
+                    source,
+                    ("step", index),
+                    f"{item.step.use} needs {interface.__name__} by role {role!r}; offered by: {', '.join(able) or 'none'}",
+                )
+            elif role is None and len(able) != 1:
+                problems.add(
+                    source,
+                    ("step", index),
+                    f"{item.step.use} needs one driver with {interface.__name__}; offered by: {', '.join(able) or 'none'}",
+                )
+
+
+def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], problems: Problems) -> None:
+    """Each step's facts come from an earlier one; nothing lasting happens before the unit is known; enroll is last."""
+    given: set[str] = set()
+    for position, (index, item) in enumerate(steps):
+        missing = item.step.requires(item.options) - given
+        if missing:
+            problems.add(
+                source, ("step", index), f"{item.step.use} needs {', '.join(sorted(missing))} from an earlier step"
+            )
+        given |= item.step.gives(item.options)
+        if item.step.use == "enroll" and position != len(steps) - 1:
+            problems.add(source, ("step", index), "enroll has to be the last step: the unit passes with it")
+        if any(item.step.use == other.step.use for _i, other in steps[:position]):
+            problems.add(source, ("step", index), f"{item.step.use} stands twice; expected each step once")
+    if steps and "unit" not in given:
+        problems.add(source, ("step",), "no step says which unit this is; expected tpm-identity or key-identity")
+
+
+def _plan(
+    source: TomlSource, file: RecipeFile, drivers: list[tuple[str, Driver]], problems: Problems
+) -> list[DriverPlan]:
+    plans = []
+    for role, driver in drivers:
+        settings = convert(source, driver.settings, problems, ("settings", role), file.settings.get(role, {}))
+        if settings is not None:
+            plans.append(DriverPlan(role, driver.name, as_toml_values(settings)))
+    return plans
+
+
+def rebuild_steps(plans: list[StepPlan]) -> tuple[PlannedStep, ...]:
+    """The worker's side: steps and options again from a Visit message."""
+    try:
+        return tuple(
+            PlannedStep(STEPS[plan.use], msgspec.convert(plan.options, STEPS[plan.use].options)) for plan in plans
+        )
+    except (KeyError, msgspec.ValidationError) as error:
+        raise HallmarkError(f"the station sent a step that this worker does not know: {error}") from error

@@ -1,0 +1,254 @@
+"""`certificate`: the device's key is made in its place, certified, installed, read back, and the device can use it.
+
+The key never leaves its place; the certificate is the same one again for a unit that comes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Annotated, Final, Literal
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from msgspec import Meta, Struct
+
+from hal.errors import (
+    CredentialError,
+    KeyConflict,
+    PossessionUnproven,
+    ResidencyUnproven,
+    quote,
+)
+from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership
+from hal.secret import EMPTY, Secret
+from hal.types import DeviceKey, Hierarchy, KeyType, ResidencyProof
+from station.action import Action, Facts, Look, Need, Step, Trip
+from station.steps.tpm_identity import current_ek
+from station.steps.tpm_ownership import auth
+
+NONCE_LENGTH: Final = 32
+KEY_SECONDS: Final = 300.0
+"""Old chips make keys for minutes."""
+
+
+class Options(Struct, frozen=True):
+    profile: Annotated[str, Meta(min_length=1, max_length=64, description="a certificate profile's name")]
+    source: Annotated[Literal["issue"], Meta(description="'issue'")] = "issue"
+    place: Annotated[str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the key")] = "tpm"
+    install: Annotated[
+        str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the certificate")
+    ] = "link"
+    key: Annotated[
+        Literal["p256", "p384", "rsa2048", "rsa3072"], Meta(description="'p256', 'p384', 'rsa2048' or 'rsa3072'")
+    ] = "p256"
+
+
+def _place(trip: Trip) -> KeyPlace:
+    return trip.need(KeyPlace, trip.options.place)
+
+
+def _key(trip: Trip) -> DeviceKey:
+    key = _place(trip).key(trip.call)
+    if key is None:
+        raise KeyConflict("the device's key is gone")
+    return key
+
+
+def _facts(key: DeviceKey) -> Facts:
+    return {"key_spki": key.spki, "key_name": key.name, "key_public": key.public, "key_resident": key.resident}
+
+
+class Key(Action):
+    """The device has its one key, and it is the one on record."""
+
+    name = "key"
+    seconds = KEY_SECONDS
+
+    def probe(self, trip: Trip) -> Facts | None:
+        key = _place(trip).key(trip.call)
+        recorded = trip.recorded("certificate.key").get("key_spki")
+        if key is None:
+            if recorded is not None:
+                raise KeyConflict(
+                    "the key that this unit's certificate names is gone from the device",
+                    hint="Set the board aside: its key was erased; an engineer decides on a new identity.",
+                )
+            return None
+        ours = recorded == key.spki or (
+            recorded is None and trip.unit is not None and "certificate.key" in trip.unit.intents
+        )
+        if not ours:
+            raise KeyConflict("a key that this station did not make is in the key's place")
+        return _facts(key)
+
+    def apply(self, trip: Trip) -> None:
+        _place(trip).make_key(trip.call, KeyType(trip.options.key), _owner(trip))
+
+    def verify(self, trip: Trip) -> Facts:
+        return _facts(_key(trip))
+
+
+def _owner(trip: Trip) -> Secret:
+    """Owner auth, which making a key persistent in a TPM needs; EMPTY for places that are no TPM."""
+    if not trip.board.has(Ownership, trip.options.place):
+        return EMPTY
+    return auth(trip, Hierarchy.OWNER, trip.need(Ownership).state(trip.call))
+
+
+class Residency(Look):
+    """The key lives in the TPM whose EK was verified: it activates a credential made for that EK and its Name."""
+
+    name = "residency"
+    seconds = 120.0
+
+    def probe(self, trip: Trip) -> Facts:
+        proof = _prove_resident(trip)
+        return {"key_proof": proof.secret, "key_id_object": proof.id_object, "key_encrypted_secret": proof.encrypted_secret}
+
+
+def _prove_resident(trip: Trip) -> ResidencyProof:
+    key = _key(trip)
+    if not key.resident or key.name is None:
+        raise ResidencyUnproven("the key's attributes do not say that it was made in this TPM and can't leave it")
+    proof = trip.need(EndorsementIdentity).prove_resident(trip.call, current_ek(trip), key)
+    if proof.key_name != key.name or proof.ek_name != trip.octets("ek_name"):
+        raise ResidencyUnproven("the residency proof is for another key")
+    return proof
+
+
+class Issue(Action):
+    """The unit has its certificate, from the ledger when it had one before."""
+
+    name = "issue"
+    seconds = 120.0
+
+    def probe(self, trip: Trip) -> Facts | None:
+        recorded = trip.recorded("certificate.issue").get("certificate_chain")
+        chain = recorded or trip.facts.get("certificate_chain")
+        if not isinstance(chain, list) or not chain:
+            return None
+        certificates = [der for der in chain if isinstance(der, bytes)]
+        _check_certificate(trip, certificates)
+        return {"certificate_chain": certificates}
+
+    def apply(self, trip: Trip) -> None:
+        proof = _prove_resident(trip) if trip.board.has(EndorsementIdentity, trip.options.place) else None
+        csr = _place(trip).csr(trip.call, trip.text("registration_id"))
+        _check_csr(csr, trip.octets("key_spki"), trip.text("registration_id"))
+        trip.facts["certificate_chain"] = list(trip.desk.issue(trip.options.profile, csr, proof))
+
+
+def _check_csr(csr: bytes, spki: bytes, registration_id: str) -> None:
+    """The device signed it, with the key we saw, for the name we gave. The signer checks again for itself."""
+    try:
+        request = x509.load_der_x509_csr(csr)
+        valid = request.is_signature_valid
+    except (ValueError, TypeError) as error:
+        raise CredentialError(f"the certificate request can't be read: {quote(error)}") from error
+    if not valid:
+        raise PossessionUnproven("the certificate request's signature is wrong")
+    if _spki(request.public_key()) != spki:
+        raise KeyConflict("the certificate request is for another key than the device's")
+    names = [item.value for item in request.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+    if names != [registration_id]:
+        raise CredentialError("the certificate request names another subject than the registration ID")
+
+
+def _check_certificate(trip: Trip, chain: list[bytes]) -> None:
+    """Leaf for this key and this registration ID, each link signed by the next, up to our issuing CA."""
+    certificates = [x509.load_der_x509_certificate(der) for der in chain]
+    leaf = certificates[0]
+    if _spki(leaf.public_key()) != trip.octets("key_spki"):
+        raise KeyConflict("the certificate on record is for another key than the device's")
+    names = [item.value for item in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
+    if names != [trip.text("registration_id")]:
+        raise CredentialError("the certificate on record names another registration ID")
+    if chain[1:] and trip.about.issuers and chain[1] != trip.about.issuers[0]:
+        raise CredentialError(
+            "the certificate on record was issued by another CA than the station's now",
+            hint="An engineer decides whether this unit keeps its certificate.",
+        )
+    try:
+        for child, parent in zip(certificates, certificates[1:], strict=False):
+            child.verify_directly_issued_by(parent)
+    except (ValueError, TypeError, InvalidSignature) as error:
+        raise CredentialError("the certificate's chain does not hold") from error
+
+
+def _spki(key: object) -> bytes:
+    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
+        raise CredentialError("the key is neither ECDSA nor RSA")
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+class Install(Action):
+    """The device has its chain, read back octet by octet."""
+
+    name = "install"
+    seconds = 60.0
+
+    def probe(self, trip: Trip) -> Facts | None:
+        wanted = trip.octets_list("certificate_chain")
+        found = list(trip.need(CertificateStore, trip.options.install).installed(trip.call))
+        return _installed(trip, wanted) if found == wanted else None
+
+    def apply(self, trip: Trip) -> None:
+        trip.need(CertificateStore, trip.options.install).install(trip.call, trip.octets_list("certificate_chain"))
+
+
+def _installed(trip: Trip, chain: list[bytes]) -> Facts:
+    return {"certificate_sha256": hashlib.sha256(chain[0]).digest(), "certificate_role": trip.options.install}
+
+
+class Prove(Look):
+    """The device can use the key of its certificate: it signs a nonce that it could not know."""
+
+    name = "prove"
+
+    def probe(self, trip: Trip) -> Facts:
+        leaf = x509.load_der_x509_certificate(trip.octets_list("certificate_chain")[0])
+        nonce = secrets.token_bytes(NONCE_LENGTH)
+        signature = _place(trip).prove(trip.call, nonce)
+        verify_signature(leaf.public_key(), signature, nonce)
+        return {"possession_nonce": nonce, "possession_signature": signature}
+
+
+def verify_signature(key: object, signature: bytes, data: bytes) -> None:
+    """SHA-256 signature as `KeyPlace.prove` gives it; PossessionUnproven when it doesn't hold."""
+    try:
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
+        else:
+            raise PossessionUnproven("the certificate's key is neither ECDSA nor RSA")
+    except InvalidSignature as error:
+        raise PossessionUnproven("the device's signature over a nonce does not hold") from error
+
+
+def _actions(options: Options) -> tuple[Action, ...]:
+    resident: tuple[Action, ...] = (Residency(),) if options.place == "tpm" else ()
+    return (Key(), *resident, Issue(), Install(), Prove())
+
+
+def _needs(options: Options) -> tuple[Need, ...]:
+    needs: list[Need] = [(KeyPlace, options.place), (CertificateStore, options.install)]
+    if options.place == "tpm":
+        needs.append((EndorsementIdentity, "tpm"))
+    return tuple(needs)
+
+
+STEP = Step(
+    use="certificate",
+    summary="make the key, certify it, install the certificate, prove possession",
+    options=Options,
+    actions=_actions,
+    needs=_needs,
+    requires=lambda options: frozenset(
+        {"registration_id", "unit"} | ({"ek_public", "ek_name"} if options.place == "tpm" else set())
+    ),
+    gives=lambda _options: frozenset({"certificate_chain", "key_spki"}),
+)

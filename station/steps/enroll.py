@@ -1,0 +1,57 @@
+"""`enroll`: what the cloud has to know of this unit is queued, in the transaction that makes the unit a PASS."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from hal.types import Enrollment, TpmAttestation, X509Attestation, X509GroupAttestation
+from station.action import Action, Facts, Step, Trip
+
+Tag = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class Options(Struct, frozen=True):
+    attestation: Annotated[
+        Literal["tpm", "x509", "x509-group"], Meta(description="'tpm', 'x509' or 'x509-group'")
+    ]
+    group: Annotated[str, Meta(max_length=128, description="the enrollment group's name")] = ""
+    tags: dict[Tag, Tag] = {}
+
+
+class Queue(Action):
+    name = "queue"
+
+    def probe(self, trip: Trip) -> Facts | None:
+        """Never found done: queueing the same content again adds nothing, and the transaction decides."""
+        return None
+
+    def apply(self, trip: Trip) -> None:
+        options: Options = trip.options
+        attestation: TpmAttestation | X509Attestation | X509GroupAttestation
+        if options.attestation == "tpm":
+            srk = trip.facts.get("srk_public")
+            attestation = TpmAttestation(trip.octets("ek_public"), srk if isinstance(srk, bytes) else None)
+        elif options.attestation == "x509":
+            attestation = X509Attestation(trip.octets_list("certificate_chain")[0])
+        else:
+            attestation = X509GroupAttestation(options.group, trip.octets_list("certificate_chain")[0])
+        name = trip.text("registration_id")
+        trip.enrollment = Enrollment(name, name, attestation, {"sku": trip.about.sku, **options.tags})
+
+    def verify(self, trip: Trip) -> Facts:
+        return {"attestation": trip.options.attestation}
+
+
+STEP = Step(
+    use="enroll",
+    summary="queue the enrollment; the unit passes with it",
+    options=Options,
+    actions=lambda _options: (Queue(),),
+    needs=lambda _options: (),
+    requires=lambda options: frozenset(
+        {"registration_id", "unit"}
+        | ({"ek_public"} if options.attestation == "tpm" else {"certificate_chain"})
+    ),
+)
