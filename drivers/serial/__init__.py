@@ -1,0 +1,1 @@
+"""Serial ports as channels of bytes. No protocol comes in."""
