@@ -26,6 +26,8 @@ from hal.types import (
     KeyType,
     LockoutPolicy,
     OwnershipState,
+    PinTries,
+    PinVerdict,
     ResidencyProof,
     Sighting,
     SrkTemplate,
@@ -213,6 +215,20 @@ class CaToken(Protocol):
 
     def sign(self, call: Call, label: str, data: bytes) -> bytes:
         """SHA-256 (SHA-384 for P-384) signature over `data`: ECDSA as DER, RSA as PKCS#1 v1.5."""
+
+
+@runtime_checkable
+class TokenPin(Protocol):
+    """The CA token's PIN, given out for one login at a time, so that a wrong one is never tried twice."""
+
+    def begin(self, serial: str, tries: PinTries) -> Secret:
+        """Marks an attempt on the token `serial` durably, then gives the PIN. To be called just before C_Login.
+
+        PinRejected, and no PIN, when an earlier attempt is not known to have succeeded, or the token's flags bar it.
+        """
+
+    def end(self, verdict: PinVerdict) -> None:
+        """What the token said. ACCEPTED takes the mark away; after REJECTED only a person does."""
 
 
 @runtime_checkable

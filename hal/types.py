@@ -238,6 +238,28 @@ class TokenState:
     problem: str = ""
 
 
+class PinTries(enum.StrEnum):
+    """What a token says of its PIN before a login (CK_TOKEN_INFO flags, PKCS#11 v2.40 section 3.2)."""
+
+    CLEAN = "clean"
+    """No wrong PIN since the last right one, said by a token that is known to tell."""
+    UNTOLD = "untold"
+    """No such flag is set, but the standard lets a token keep silent."""
+    LOW = "low"
+    """CKF_USER_PIN_COUNT_LOW: a wrong PIN was given since the last right one."""
+    FINAL = "final"
+    """CKF_USER_PIN_FINAL_TRY: one more wrong PIN locks the token."""
+    LOCKED = "locked"
+    """CKF_USER_PIN_LOCKED."""
+
+
+class PinVerdict(enum.StrEnum):
+    """How a login ended. One that ended in neither way is left open: nobody knows whether the token counted it."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+
+
 # --- enrollment ------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,366 @@
+"""Everything that calls the PKCS#11 module. All of it runs in the one thread of `owner`, and nowhere else.
+
+A token can go at any moment (unplugged, its USB hub reset, its daemon restarted), and an idle session can die; on some
+only C_Finalize brings it back (yubihsm-shell#541). So whatever goes wrong is answered in one way: forget all handles,
+finalise, initialise, look everything up again by label, log in. Login goes through `TokenPin`, which never lets a PIN
+that was refused be tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeVar
+
+import pkcs11
+from pkcs11 import Attribute, GCMParams, Mechanism, ObjectClass, PKCS11Error, TokenFlag
+from pkcs11.util.ec import encode_named_curve_parameters
+
+from drivers.pkcs11 import keys
+from hal.errors import (
+    DuplicateKey,
+    HallmarkError,
+    KeyMissing,
+    PinRejected,
+    TokenAbsent,
+    TokenError,
+    quote,
+)
+from hal.interfaces import TokenPin
+from hal.secret import Secret
+from hal.types import KeyType, PinTries, PinVerdict, TokenCondition, TokenState
+
+T = TypeVar("T")
+
+NONCE: Final = 12
+"""Octets; NIST SP 800-38D, 8.2.2. Random: good for 2^32 secrets under one key."""
+TAG_BITS: Final = 128
+KEY_ID_LENGTH: Final = 8
+
+TELLS_WRONG_PINS: Final = frozenset({"SoftHSM v2"})
+"""Token models known to set CKF_USER_PIN_COUNT_LOW at a wrong PIN and to clear it at a right one. The standard lets a
+token keep those flags at zero, so for any other model a clear flag is no evidence."""
+
+
+REFUSALS: Final = (
+    pkcs11.PinIncorrect,
+    pkcs11.PinLocked,
+    pkcs11.PinInvalid,
+    pkcs11.PinLenRange,
+    pkcs11.PinExpired,
+)
+"""What C_Login says when this PIN won't do. After any other error nobody knows whether the token has counted it."""
+
+
+@dataclass(slots=True)
+class _Connected:
+    """What is good between one C_Initialize and the next C_Finalize."""
+
+    session: Any
+    privates: dict[str, tuple[Any, keys.PublicKey]] = field(default_factory=dict)
+    secrets: dict[str, Any] = field(default_factory=dict)
+
+
+class TokenSession:
+    """One token of one module, found by label."""
+
+    def __init__(self, module: str, label: str, canary: str, pin: TokenPin) -> None:
+        self._module, self._label, self._canary, self._pin = module, label, canary, pin
+        self._library: Any = None
+        self._connected: _Connected | None = None
+        self._model, self._serial = "", ""
+        self.state = TokenState(TokenCondition.ABSENT, label, problem="not looked for yet")
+        """The last that was seen. Replaced as a whole, so that other threads may read it at any time."""
+
+    # --- what is offered; each connects first when need be
+
+    def canary(self) -> TokenState:
+        """Signs fresh bytes with the canary key; after a loss, once more with everything initialised anew."""
+        data = secrets.token_bytes(32)
+
+        def sign(at: _Connected) -> None:
+            self._sign(at, self._canary, data)
+
+        self._do(sign)
+        self._note(TokenCondition.READY, None)
+        return self.state
+
+    def public_key(self, label: str) -> bytes:
+        return self._do(lambda at: keys.spki(self._key_pair(at, label)[1]))
+
+    def sign(self, label: str, data: bytes) -> bytes:
+        return self._do(lambda at: self._sign(at, label, data))
+
+    def make_key(self, label: str, key_type: KeyType) -> bytes:
+        """Not repeated after a loss: nobody would know whether the first one was made."""
+        self._do(lambda at: self._label_must_be_free(at, label))
+        return self._do(lambda at: self._make_key(at, label, key_type), again=False)
+
+    def encrypt(self, label: str, aad: bytes, plain: Secret) -> bytes:
+        """Nonce, then AES-256-GCM ciphertext with its tag."""
+        nonce = os.urandom(NONCE)
+
+        def encrypt(at: _Connected) -> bytes:
+            parameters = GCMParams(nonce, aad, TAG_BITS)
+            key = self._secret_key(at, label, make=True)
+            return nonce + bytes(
+                key.encrypt(plain.reveal(), mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
+            )
+
+        return self._do(encrypt)
+
+    def decrypt(self, label: str, aad: bytes, sealed: bytes) -> Secret:
+        """TokenError when it doesn't authenticate. KeyMissing when the key isn't there."""
+        parameters = GCMParams(sealed[:NONCE], aad, TAG_BITS)
+
+        def decrypt(at: _Connected) -> Secret | None:
+            key = self._secret_key(at, label, make=False)
+            try:
+                plain = key.decrypt(sealed[NONCE:], mechanism=Mechanism.AES_GCM, mechanism_param=parameters)
+            except PKCS11Error:
+                # SoftHSM says CKR_GENERAL_ERROR for a wrong tag, as for a token that is gone. Show that the key still
+                # works: then it was the data.
+                trial = GCMParams(os.urandom(NONCE), aad, TAG_BITS)
+                key.encrypt(b"trial", mechanism=Mechanism.AES_GCM, mechanism_param=trial)
+                return None
+            return Secret(bytes(plain))
+
+        found = self._do(decrypt)
+        if found is None:
+            message = "a wrapped secret does not unwrap: it, or what it belongs to, is not what it was"
+            raise TokenError(message, hint="The record was changed or belongs to another unit or token.")
+        return found
+
+    def close(self) -> None:
+        """Logs out, closes the session and finalises the module."""
+        self._drop()
+
+    # --- connecting
+
+    def _do(self, work: Callable[[_Connected], T], *, again: bool = True) -> T:
+        """`work` on a logged-in session. On any module error everything is initialised anew and `work` done again."""
+        try:
+            was_connected = self._connected is not None
+            try:
+                return self._done(work(self._connect()))
+            except PKCS11Error:
+                self._drop()
+                if not (again and was_connected):
+                    raise
+            return self._done(work(self._connect()))
+        except PKCS11Error as error:
+            self._drop()
+            gone = TokenAbsent(f"the token {quote(self._label)} does not answer: {_name(error)}")
+            self._note(TokenCondition.ABSENT, gone)
+            raise gone from error
+        except TokenAbsent as error:
+            self._note(TokenCondition.ABSENT, error)
+            raise
+        except KeyMissing as error:
+            self._drop()  # a stale session may not see a key that is there
+            self._note(TokenCondition.KEY_MISSING, error)
+            raise
+        except PinRejected:
+            self._drop()
+            raise
+
+    def _done(self, result: T) -> T:
+        # A key that was missing is still missing when another one works: only a canary lifts that.
+        if self.state.condition not in (TokenCondition.READY, TokenCondition.KEY_MISSING):
+            self._note(TokenCondition.READY, None)
+        return result
+
+    def _note(self, condition: TokenCondition, error: HallmarkError | None) -> None:
+        problem = str(error) if error else ""
+        self.state = TokenState(condition, self._label, self._model, self._serial, problem)
+
+    def _connect(self) -> _Connected:
+        if self._connected is None:
+            token = self._find_token()
+            self._model, self._serial = token.model, token.serial.decode("ascii", "backslashreplace").strip()
+            session = self._log_in(token)
+            self._connected = _Connected(session)
+        return self._connected
+
+    def _find_token(self) -> Any:
+        if self._library is None:
+            # pkcs11.lib keeps modules by path, initialised or not; it initialises what was finalised.
+            self._library = pkcs11.lib(self._module)
+        elif not self._library.initialized:
+            self._library.initialize()
+        found = [
+            token
+            for token in (slot.get_token() for slot in self._library.get_slots(token_present=True))
+            if token.label == self._label and TokenFlag.TOKEN_INITIALIZED in token.flags
+        ]
+        if len(found) != 1:
+            self._drop()  # SoftHSM and others list tokens once, at C_Initialize
+            how_many = "no token is" if not found else f"{len(found)} tokens are"
+            message = f"{how_many} labelled {quote(self._label)}"
+            raise TokenAbsent(message)
+        return found[0]
+
+    def _log_in(self, token: Any) -> Any:
+        # A public session first: what fails here has nothing to do with the PIN, and the token hasn't seen it.
+        token.open(rw=True)
+        try:
+            pin = self._pin.begin(self._serial, _tries(token))
+        except PinRejected as error:
+            self._note(TokenCondition.PIN_BLOCKED, error)
+            raise
+        try:
+            session = token.open(rw=True, user_pin=pin.reveal().decode("utf-8"))
+        except REFUSALS as error:
+            self._pin.end(PinVerdict.REJECTED)
+            refused = PinRejected(f"the token {quote(self._label)} refuses the PIN: {_name(error)}")
+            self._note(TokenCondition.PIN_WRONG, refused)
+            raise refused from error
+        self._pin.end(PinVerdict.ACCEPTED)
+        return session
+
+    def _drop(self) -> None:
+        """Forgets everything, and finalises: the only way to leave that needs no answer from the token."""
+        self._connected = None
+        if self._library is not None and self._library.initialized:
+            try:
+                self._library.finalize()
+            except PKCS11Error as error:
+                # `initialized` is false now whatever it said; the next C_Initialize tells what is the matter.
+                self.state = TokenState(
+                    TokenCondition.ABSENT,
+                    self._label,
+                    self._model,
+                    self._serial,
+                    f"finalising: {_name(error)}",
+                )
+
+    # --- keys
+
+    def _objects(self, at: _Connected, label: str, kind: ObjectClass) -> list[Any]:
+        # The search is read to its end, so that its C_FindObjectsFinal is called here and not by a garbage collector.
+        return list(at.session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: label}))
+
+    def _one(self, at: _Connected, label: str, kind: ObjectClass) -> Any:
+        found = self._objects(at, label, kind)
+        if not found:
+            message = f"the token {quote(self._label)} has no {_KINDS[kind]} labelled {quote(label)}"
+            raise KeyMissing(message)
+        if len(found) > 1:
+            message = (
+                f"the token {quote(self._label)} has {len(found)} {_KINDS[kind]}s labelled {quote(label)}"
+            )
+            raise KeyMissing(message, hint="Each label has to name one key: remove or rename the others.")
+        return found[0]
+
+    def _key_pair(self, at: _Connected, label: str) -> tuple[Any, keys.PublicKey]:
+        if label not in at.privates:
+            private = self._one(at, label, ObjectClass.PRIVATE_KEY)
+            public = self._one(at, label, ObjectClass.PUBLIC_KEY)
+            at.privates[label] = private, _public_key(public)
+        return at.privates[label]
+
+    def _sign(self, at: _Connected, label: str, data: bytes) -> bytes:
+        private, public = self._key_pair(at, label)
+        mechanism = Mechanism.RSA_PKCS if private.key_type is pkcs11.KeyType.RSA else Mechanism.ECDSA
+        raw = bytes(private.sign(keys.to_be_signed(public, data), mechanism=mechanism))
+        signature = keys.from_token(public, raw)
+        keys.check_signature(public, signature, data)
+        return signature
+
+    def _label_must_be_free(self, at: _Connected, label: str) -> None:
+        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+            if self._objects(at, label, kind):
+                message = (
+                    f"the token {quote(self._label)} has a {_KINDS[kind]} labelled {quote(label)} already"
+                )
+                raise DuplicateKey(message, hint="Use it, or choose another label in station.toml.")
+
+    def _make_key(self, at: _Connected, label: str, key_type: KeyType) -> bytes:
+        private_template = {
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            Attribute.SIGN: True,
+            Attribute.DECRYPT: False,
+            Attribute.UNWRAP: False,
+        }
+        public_template = {Attribute.VERIFY: True, Attribute.ENCRYPT: False, Attribute.WRAP: False}
+        common = {
+            "id": secrets.token_bytes(KEY_ID_LENGTH),
+            "label": label,
+            "store": True,
+            "public_template": public_template,
+            "private_template": private_template,
+        }
+        if key_type in keys.RSA_BITS:
+            public, private = at.session.generate_keypair(
+                pkcs11.KeyType.RSA, keys.RSA_BITS[key_type], **common
+            )
+        else:
+            curve = {Attribute.EC_PARAMS: encode_named_curve_parameters(keys.CURVE_NAMES[key_type])}
+            parameters = at.session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
+            private_template |= {Attribute.DERIVE: False}
+            del private_template[Attribute.DECRYPT], private_template[Attribute.UNWRAP]
+            del public_template[Attribute.ENCRYPT], public_template[Attribute.WRAP]
+            public, private = parameters.generate_keypair(**common)
+        _must_stay_inside(private)
+        return keys.spki(_public_key(public))
+
+    def _secret_key(self, at: _Connected, label: str, *, make: bool) -> Any:
+        if label not in at.secrets:
+            if make and not self._objects(at, label, ObjectClass.SECRET_KEY):
+                made = at.session.generate_key(
+                    pkcs11.KeyType.AES,
+                    256,
+                    id=secrets.token_bytes(KEY_ID_LENGTH),
+                    label=label,
+                    store=True,
+                    capabilities=pkcs11.MechanismFlag.ENCRYPT | pkcs11.MechanismFlag.DECRYPT,
+                    template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
+                )
+                _must_stay_inside(made)
+            at.secrets[label] = self._one(at, label, ObjectClass.SECRET_KEY)
+        return at.secrets[label]
+
+
+_KINDS: Final = {
+    ObjectClass.PRIVATE_KEY: "private key",
+    ObjectClass.PUBLIC_KEY: "public key",
+    ObjectClass.SECRET_KEY: "secret key",
+}
+
+
+def _public_key(found: Any) -> keys.PublicKey:
+    if found.key_type is pkcs11.KeyType.RSA:
+        return keys.rsa_public_key(found[Attribute.MODULUS], found[Attribute.PUBLIC_EXPONENT])
+    return keys.ec_public_key(found[Attribute.EC_PARAMS], found[Attribute.EC_POINT])
+
+
+def _must_stay_inside(key: Any) -> None:
+    """The token's word that the key was made in it and never leaves (CKA_LOCAL and neighbours, PKCS#11 section 4.9)."""
+    wanted = {
+        Attribute.LOCAL: True,
+        Attribute.ALWAYS_SENSITIVE: True,
+        Attribute.NEVER_EXTRACTABLE: True,
+    }
+    wrong = [attribute.name for attribute, value in wanted.items() if key[attribute] is not value]
+    if wrong:
+        message = f"the token made a key that may leave it ({', '.join(wrong)} not set)"
+        raise TokenError(message)
+
+
+def _tries(token: Any) -> PinTries:
+    for flag, meaning in (
+        (TokenFlag.USER_PIN_LOCKED, PinTries.LOCKED),
+        (TokenFlag.USER_PIN_FINAL_TRY, PinTries.FINAL),
+        (TokenFlag.USER_PIN_COUNT_LOW, PinTries.LOW),
+    ):
+        if flag in token.flags:
+            return meaning
+    return PinTries.CLEAN if token.model in TELLS_WRONG_PINS else PinTries.UNTOLD
+
+
+def _name(error: PKCS11Error) -> str:
+    """The library's class, which is the CKR_ code in other letters, and its text where it has any."""
+    return f"{type(error).__name__} {quote(str(error))}" if str(error) else type(error).__name__
