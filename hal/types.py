@@ -54,6 +54,11 @@ class BoardIdentity:
     macs: tuple[str, ...] = ()
     firmware: str | None = None
 
+    def claims(self) -> list[tuple[str, str]]:
+        """(kind, value) of each weak identifier: kinds `mac` and `serial`."""
+        serial = [("serial", self.serial)] if self.serial else []
+        return [*(("mac", mac) for mac in self.macs), *serial]
+
 
 @dataclass(frozen=True, slots=True)
 class FirmwareImage:

@@ -162,7 +162,9 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
             value = getattr(item, attribute)
             if value in seen:
                 problems.add(
-                    source, (section, index, attribute), f"{value!r} is taken by {section}[{seen[value]}]; expected another"
+                    source,
+                    (section, index, attribute),
+                    f"{value!r} is taken by {section}[{seen[value]}]; expected another",
                 )
             seen.setdefault(value, index)
     if len(file.nest) > MAX_NESTS:
@@ -170,7 +172,9 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
     named = set(file.station.drivers)
     for key, driver in _named_drivers(file):
         if driver not in named:
-            problems.add(source, key, f"driver {driver!r} is not in station.drivers; expected it to be listed there")
+            problems.add(
+                source, key, f"driver {driver!r} is not in station.drivers; expected it to be listed there"
+            )
     relative: list[tuple[Key, str]] = [
         (("trust", "ek"), file.trust.ek),
         (("trust", "firmware"), file.trust.firmware),
@@ -180,7 +184,9 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
     ]
     for key, text in relative:
         if Path(text).is_absolute() or ".." in Path(text).parts:
-            problems.add(source, key, f"{text!r} leads elsewhere; expected a path below station.toml's folder")
+            problems.add(
+                source, key, f"{text!r} leads elsewhere; expected a path below station.toml's folder"
+            )
 
 
 def _named_drivers(file: StationFile) -> list[tuple[Key, str]]:
@@ -194,12 +200,19 @@ def _check_drivers(configuration: Configuration, problems: Problems) -> None:
     file, source, registry = configuration.file, configuration.source, configuration.registry
     for index, name in enumerate(file.station.drivers):
         if name in registry.broken:
-            problems.add(source, ("station", "drivers", index), f"driver {name!r} can't be used: {registry.broken[name]}")
+            problems.add(
+                source,
+                ("station", "drivers", index),
+                f"driver {name!r} can't be used: {registry.broken[name]}",
+            )
         elif registry.drivers[name].bench_only and not configuration.bench:
             problems.add(source, ("station", "drivers", index), f"driver {name!r} is for bench mode only")
     tables: list[tuple[Key, str, dict[str, Any]]] = [
         (("signer", "settings"), file.signer.driver, file.signer.settings),
-        *((("discovery", i, "settings"), item.driver, item.settings) for i, item in enumerate(file.discovery)),
+        *(
+            (("discovery", i, "settings"), item.driver, item.settings)
+            for i, item in enumerate(file.discovery)
+        ),
         *((("sink", i, "settings"), item.driver, item.settings) for i, item in enumerate(file.sink)),
     ]
     for key, name, given in tables:
@@ -209,5 +222,9 @@ def _check_drivers(configuration: Configuration, problems: Problems) -> None:
 
 def as_toml_values(settings: object) -> dict[str, object]:
     """A driver's settings dataclass as plain values, to be sent to a worker."""
-    values = dataclasses.asdict(settings) if dataclasses.is_dataclass(settings) and not isinstance(settings, type) else {}
+    values = (
+        dataclasses.asdict(settings)
+        if dataclasses.is_dataclass(settings) and not isinstance(settings, type)
+        else {}
+    )
     return {str(name): msgspec.to_builtins(value) for name, value in values.items()}

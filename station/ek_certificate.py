@@ -88,7 +88,9 @@ def _verify_by_hand(
     while len(path) <= MAX_DEPTH:
         current = path[-1]
         if not current.not_valid_before_utc <= now <= min(current.not_valid_after_utc, NO_EXPIRY):
-            raise EkUntrusted(f"{quote(current.subject.rfc4514_string())} is not valid today; check the station's clock")
+            raise EkUntrusted(
+                f"{quote(current.subject.rfc4514_string())} is not valid today; check the station's clock"
+            )
         issuer = _issuer(current, [*anchors, *intermediates], depth=len(path) - 1)
         if issuer is None:
             raise EkUntrusted(

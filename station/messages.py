@@ -234,7 +234,20 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 
 WorkerSays = (
-    Ready | Join | Begin | Done | Progress | Log | Absence | Present | FetchImage | Protect | Recover | Issue | Finish | Failed
+    Ready
+    | Join
+    | Begin
+    | Done
+    | Progress
+    | Log
+    | Absence
+    | Present
+    | FetchImage
+    | Protect
+    | Recover
+    | Issue
+    | Finish
+    | Failed
 )
 StationSays = Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Issued | Problem
 

@@ -115,12 +115,16 @@ def _steps(source: TomlSource, file: RecipeFile, problems: Problems) -> list[tup
         use = table.get("use")
         step = STEPS.get(use) if isinstance(use, str) else None
         if step is None:
-            problems.add(source, (*key, "use"), f"no step {use!r}; expected one of: {', '.join(sorted(STEPS))}")
+            problems.add(
+                source, (*key, "use"), f"no step {use!r}; expected one of: {', '.join(sorted(STEPS))}"
+            )
             continue
         given = {name: value for name, value in table.items() if name != "use"}
         if use == "tpm-ownership":
             if "attestation" in given:
-                problems.add(source, (*key, "attestation"), "belongs to the enroll step; expected it only there")
+                problems.add(
+                    source, (*key, "attestation"), "belongs to the enroll step; expected it only there"
+                )
                 continue
             given["attestation"] = attestation if isinstance(attestation, str) else "tpm"
         options = convert(source, step.options, problems, key, given)
@@ -164,12 +168,17 @@ def _driver(source: TomlSource, registry: Registry, key: Key, name: str, problem
     try:
         return registry.get(name)
     except ConfigError as error:
-        problems.add(source, key, f"{error.problem}; expected a driver that station.drivers in station.toml lists")
+        problems.add(
+            source, key, f"{error.problem}; expected a driver that station.drivers in station.toml lists"
+        )
         return None
 
 
 def _check_needs(
-    source: TomlSource, steps: list[tuple[int, PlannedStep]], drivers: Mapping[str, Driver], problems: Problems
+    source: TomlSource,
+    steps: list[tuple[int, PlannedStep]],
+    drivers: Mapping[str, Driver],
+    problems: Problems,
 ) -> None:
     for index, item in steps:
         for interface, role in item.step.needs(item.options):
@@ -195,7 +204,9 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
         missing = item.step.requires(item.options) - given
         if missing:
             problems.add(
-                source, ("step", index), f"{item.step.use} needs {', '.join(sorted(missing))} from an earlier step"
+                source,
+                ("step", index),
+                f"{item.step.use} needs {', '.join(sorted(missing))} from an earlier step",
             )
         given |= item.step.gives(item.options)
         if item.step.use == "enroll" and position != len(steps) - 1:
@@ -203,7 +214,9 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
         if any(item.step.use == other.step.use for _i, other in steps[:position]):
             problems.add(source, ("step", index), f"{item.step.use} stands twice; expected each step once")
     if steps and "unit" not in given:
-        problems.add(source, ("step",), "no step says which unit this is; expected tpm-identity or key-identity")
+        problems.add(
+            source, ("step",), "no step says which unit this is; expected tpm-identity or key-identity"
+        )
 
 
 def _plan(
@@ -221,7 +234,8 @@ def rebuild_steps(plans: list[StepPlan]) -> tuple[PlannedStep, ...]:
     """The worker's side: steps and options again from a Visit message."""
     try:
         return tuple(
-            PlannedStep(STEPS[plan.use], msgspec.convert(plan.options, STEPS[plan.use].options)) for plan in plans
+            PlannedStep(STEPS[plan.use], msgspec.convert(plan.options, STEPS[plan.use].options))
+            for plan in plans
         )
     except (KeyError, msgspec.ValidationError) as error:
         raise HallmarkError(f"the station sent a step that this worker does not know: {error}") from error

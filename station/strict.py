@@ -36,7 +36,9 @@ class Problems:
         raise first
 
 
-def convert(source: TomlSource, cls: type[T], problems: Problems, key: Key = (), table: object = None) -> T | None:
+def convert(
+    source: TomlSource, cls: type[T], problems: Problems, key: Key = (), table: object = None
+) -> T | None:
     """`table` (by default the whole file) as the Struct or dataclass `cls`; None when a problem was added."""
     value = source.data if table is None else table
     if not isinstance(value, dict):
@@ -65,7 +67,9 @@ def _convert_value(source: TomlSource, wanted: Any, problems: Problems, key: Key
         if not isinstance(value, list):
             problems.add(source, key, f"expected an array of tables, found {quote(value)}")
             return None
-        items = [convert(source, arguments[0], problems, (*key, index), item) for index, item in enumerate(value)]
+        items = [
+            convert(source, arguments[0], problems, (*key, index), item) for index, item in enumerate(value)
+        ]
         return items if origin is list else tuple(items)
     try:
         return msgspec.convert(value, wanted, strict=True)
@@ -76,7 +80,9 @@ def _convert_value(source: TomlSource, wanted: Any, problems: Problems, key: Key
 
 
 def _is_table(wanted: Any) -> bool:
-    return isinstance(wanted, type) and (dataclasses.is_dataclass(wanted) or issubclass(wanted, msgspec.Struct))
+    return isinstance(wanted, type) and (
+        dataclasses.is_dataclass(wanted) or issubclass(wanted, msgspec.Struct)
+    )
 
 
 def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
@@ -107,5 +113,11 @@ def describe(wanted: Any) -> str:
         return "a table"
     if arguments:
         return " or ".join(describe(argument) for argument in arguments if argument is not type(None))
-    words = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", object: "any value"}
+    words = {
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        object: "any value",
+    }
     return words.get(wanted, "a table" if _is_table(wanted) else str(getattr(wanted, "__name__", wanted)))

@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Final
 
 from station.action import Step
-from station.steps import certificate, configure, enroll, final_check, flash, tpm_identity, tpm_ownership
+from station.steps import (
+    certificate,
+    configure,
+    enroll,
+    final_check,
+    flash,
+    key_identity,
+    tpm_identity,
+    tpm_ownership,
+)
 
 STEPS: Final[dict[str, Step]] = {
     step.use: step
     for step in (
         flash.STEP,
         tpm_identity.STEP,
+        key_identity.STEP,
         tpm_ownership.STEP,
         certificate.STEP,
         configure.STEP,

@@ -6,13 +6,12 @@ The key never leaves its place; the certificate is the same one again for a unit
 from __future__ import annotations
 
 import hashlib
+import itertools
 import secrets
 from typing import Annotated, Final, Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from msgspec import Meta, Struct
 
 from hal.errors import (
@@ -25,7 +24,9 @@ from hal.errors import (
 from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
 from hal.types import DeviceKey, Hierarchy, KeyType, ResidencyProof
-from station.action import Action, Facts, Look, Need, Step, Trip
+from station.action import Action, Look, Need, Step, Trip
+from station.messages import Facts
+from station.signature import spki, verify_signature
 from station.steps.tpm_identity import current_ek
 from station.steps.tpm_ownership import auth
 
@@ -37,12 +38,16 @@ KEY_SECONDS: Final = 300.0
 class Options(Struct, frozen=True):
     profile: Annotated[str, Meta(min_length=1, max_length=64, description="a certificate profile's name")]
     source: Annotated[Literal["issue"], Meta(description="'issue'")] = "issue"
-    place: Annotated[str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the key")] = "tpm"
+    place: Annotated[
+        str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the key")
+    ] = "tpm"
     install: Annotated[
-        str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the certificate")
+        str,
+        Meta(min_length=1, max_length=64, description="the role of the driver that keeps the certificate"),
     ] = "link"
     key: Annotated[
-        Literal["p256", "p384", "rsa2048", "rsa3072"], Meta(description="'p256', 'p384', 'rsa2048' or 'rsa3072'")
+        Literal["p256", "p384", "rsa2048", "rsa3072"],
+        Meta(description="'p256', 'p384', 'rsa2048' or 'rsa3072'"),
     ] = "p256"
 
 
@@ -58,7 +63,12 @@ def _key(trip: Trip) -> DeviceKey:
 
 
 def _facts(key: DeviceKey) -> Facts:
-    return {"key_spki": key.spki, "key_name": key.name, "key_public": key.public, "key_resident": key.resident}
+    return {
+        "key_spki": key.spki,
+        "key_name": key.name,
+        "key_public": key.public,
+        "key_resident": key.resident,
+    }
 
 
 class Key(Action):
@@ -77,9 +87,8 @@ class Key(Action):
                     hint="Set the board aside: its key was erased; an engineer decides on a new identity.",
                 )
             return None
-        ours = recorded == key.spki or (
-            recorded is None and trip.unit is not None and "certificate.key" in trip.unit.intents
-        )
+        begun = trip.unit is not None and "certificate.key" in trip.unit.intents
+        ours = key.spki in (recorded, trip.facts.get("identity_spki")) or (recorded is None and begun)
         if not ours:
             raise KeyConflict("a key that this station did not make is in the key's place")
         return _facts(key)
@@ -106,13 +115,19 @@ class Residency(Look):
 
     def probe(self, trip: Trip) -> Facts:
         proof = _prove_resident(trip)
-        return {"key_proof": proof.secret, "key_id_object": proof.id_object, "key_encrypted_secret": proof.encrypted_secret}
+        return {
+            "key_proof": proof.secret,
+            "key_id_object": proof.id_object,
+            "key_encrypted_secret": proof.encrypted_secret,
+        }
 
 
 def _prove_resident(trip: Trip) -> ResidencyProof:
     key = _key(trip)
     if not key.resident or key.name is None:
-        raise ResidencyUnproven("the key's attributes do not say that it was made in this TPM and can't leave it")
+        raise ResidencyUnproven(
+            "the key's attributes do not say that it was made in this TPM and can't leave it"
+        )
     proof = trip.need(EndorsementIdentity).prove_resident(trip.call, current_ek(trip), key)
     if proof.key_name != key.name or proof.ek_name != trip.octets("ek_name"):
         raise ResidencyUnproven("the residency proof is for another key")
@@ -141,7 +156,7 @@ class Issue(Action):
         trip.facts["certificate_chain"] = list(trip.desk.issue(trip.options.profile, csr, proof))
 
 
-def _check_csr(csr: bytes, spki: bytes, registration_id: str) -> None:
+def _check_csr(csr: bytes, expected: bytes, registration_id: str) -> None:
     """The device signed it, with the key we saw, for the name we gave. The signer checks again for itself."""
     try:
         request = x509.load_der_x509_csr(csr)
@@ -150,7 +165,7 @@ def _check_csr(csr: bytes, spki: bytes, registration_id: str) -> None:
         raise CredentialError(f"the certificate request can't be read: {quote(error)}") from error
     if not valid:
         raise PossessionUnproven("the certificate request's signature is wrong")
-    if _spki(request.public_key()) != spki:
+    if spki(request.public_key()) != expected:
         raise KeyConflict("the certificate request is for another key than the device's")
     names = [item.value for item in request.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
     if names != [registration_id]:
@@ -161,7 +176,7 @@ def _check_certificate(trip: Trip, chain: list[bytes]) -> None:
     """Leaf for this key and this registration ID, each link signed by the next, up to our issuing CA."""
     certificates = [x509.load_der_x509_certificate(der) for der in chain]
     leaf = certificates[0]
-    if _spki(leaf.public_key()) != trip.octets("key_spki"):
+    if spki(leaf.public_key()) != trip.octets("key_spki"):
         raise KeyConflict("the certificate on record is for another key than the device's")
     names = [item.value for item in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
     if names != [trip.text("registration_id")]:
@@ -172,16 +187,10 @@ def _check_certificate(trip: Trip, chain: list[bytes]) -> None:
             hint="An engineer decides whether this unit keeps its certificate.",
         )
     try:
-        for child, parent in zip(certificates, certificates[1:], strict=False):
+        for child, parent in itertools.pairwise(certificates):
             child.verify_directly_issued_by(parent)
     except (ValueError, TypeError, InvalidSignature) as error:
         raise CredentialError("the certificate's chain does not hold") from error
-
-
-def _spki(key: object) -> bytes:
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-        raise CredentialError("the key is neither ECDSA nor RSA")
-    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 class Install(Action):
@@ -196,7 +205,9 @@ class Install(Action):
         return _installed(trip, wanted) if found == wanted else None
 
     def apply(self, trip: Trip) -> None:
-        trip.need(CertificateStore, trip.options.install).install(trip.call, trip.octets_list("certificate_chain"))
+        trip.need(CertificateStore, trip.options.install).install(
+            trip.call, trip.octets_list("certificate_chain")
+        )
 
 
 def _installed(trip: Trip, chain: list[bytes]) -> Facts:
@@ -214,19 +225,6 @@ class Prove(Look):
         signature = _place(trip).prove(trip.call, nonce)
         verify_signature(leaf.public_key(), signature, nonce)
         return {"possession_nonce": nonce, "possession_signature": signature}
-
-
-def verify_signature(key: object, signature: bytes, data: bytes) -> None:
-    """SHA-256 signature as `KeyPlace.prove` gives it; PossessionUnproven when it doesn't hold."""
-    try:
-        if isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-        elif isinstance(key, rsa.RSAPublicKey):
-            key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
-        else:
-            raise PossessionUnproven("the certificate's key is neither ECDSA nor RSA")
-    except InvalidSignature as error:
-        raise PossessionUnproven("the device's signature over a nonce does not hold") from error
 
 
 def _actions(options: Options) -> tuple[Action, ...]:

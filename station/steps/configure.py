@@ -7,7 +7,8 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from hal.interfaces import DeviceSettings
-from station.action import Action, Facts, Step, Trip
+from station.action import Action, Step, Trip
+from station.messages import Facts
 
 SettingText = Annotated[str, Meta(min_length=1, max_length=256, description="text of 1 to 256 characters")]
 SettingKey = Annotated[str, Meta(pattern=r"^[a-z0-9/_-]{1,64}$")]

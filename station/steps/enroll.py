@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from hal.types import Enrollment, TpmAttestation, X509Attestation, X509GroupAttestation
-from station.action import Action, Facts, Step, Trip
+from station.action import Action, Step, Trip
+from station.messages import Facts
 
 Tag = Annotated[str, Meta(min_length=1, max_length=128)]
 
@@ -25,6 +26,7 @@ class Queue(Action):
 
     def probe(self, trip: Trip) -> Facts | None:
         """Never found done: queueing the same content again adds nothing, and the transaction decides."""
+        del trip
         return None
 
     def apply(self, trip: Trip) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hal.errors import EkMismatch, PossessionUnproven, SelfTestFailed, VerifyMismatch, quote
 from hal.interfaces import CertificateStore, EndorsementIdentity, FirmwareTarget, Ownership, SelfTest
 from hal.types import Hierarchy
-from station.action import Action, Facts, Look, NoOptions, Step, Trip
+from station.action import Action, Look, NoOptions, Step, Trip
+from station.messages import Facts
 from station.steps.tpm_identity import EK_HANDLE
 
 
@@ -37,7 +38,9 @@ class Firmware(Look):
         wanted = trip.octets("firmware_digest")
         running = [image for image in trip.need(FirmwareTarget).installed(trip.call) if image.active]
         if [image.digest for image in running] != [wanted] or not running[0].confirmed:
-            raise VerifyMismatch("the device does not run the image that was flashed, or would not after a reset")
+            raise VerifyMismatch(
+                "the device does not run the image that was flashed, or would not after a reset"
+            )
         return {}
 
 

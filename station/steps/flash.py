@@ -8,11 +8,14 @@ from msgspec import Meta, Struct
 
 from hal.interfaces import FirmwareTarget
 from hal.types import FirmwareImage, InstalledImage
-from station.action import Action, Facts, Step, Trip
+from station.action import Action, Step, Trip
+from station.messages import Facts
 
 
 class Options(Struct, frozen=True):
-    image: Annotated[str, Meta(min_length=1, max_length=128, description="an image's name in images/manifest.json")]
+    image: Annotated[
+        str, Meta(min_length=1, max_length=128, description="an image's name in images/manifest.json")
+    ]
     within: Annotated[float, Meta(ge=1, le=600, description="seconds that a boot may take, 1 to 600")] = 60.0
 
 

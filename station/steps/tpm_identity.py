@@ -15,7 +15,8 @@ from msgspec import Meta, Struct
 from hal.errors import EkMismatch, EkUntrusted, HallmarkError, SoftwareTpmRefused, quote
 from hal.interfaces import DeviceIdentity, EndorsementIdentity
 from hal.types import EkOrigin, EndorsementKey, EndorsementReport
-from station.action import Action, Facts, Look, Need, Step, Trip
+from station.action import Action, Look, Need, Step, Trip
+from station.messages import Facts
 from station.ek_certificate import verify_ek_certificate
 
 EK_HANDLE: Final = 0x81010001
@@ -35,7 +36,7 @@ class Options(Struct, frozen=True):
 
 
 def registration_id(ek_public: bytes, convention: str) -> str:
-    """From SHA-256 over TPM2B_PUBLIC: `ek-base32` as the Azure SDKs do (52 characters), `ek-hex` as IoT Edge does (64)."""
+    """From SHA-256 over TPM2B_PUBLIC: `ek-base32` as the Azure SDKs (52 characters), `ek-hex` as IoT Edge (64)."""
     digest = hashlib.sha256(ek_public).digest()
     if convention == "ek-hex":
         return digest.hex()
@@ -79,7 +80,11 @@ def _choose(report: EndorsementReport, policy: str) -> EndorsementKey:
     persisted = [key for key in usable if key.handle == EK_HANDLE]
     certified = [key for key in usable if key.certificate is not None]
     if policy == "required" and not certified:
-        why = "its certificate in NV belongs to another key" if report.stray_certificates else "it has no EK certificate"
+        why = (
+            "its certificate in NV belongs to another key"
+            if report.stray_certificates
+            else "it has no EK certificate"
+        )
         error: type[HallmarkError] = EkMismatch if report.stray_certificates else EkUntrusted
         raise error(f"the TPM's endorsement key can't be trusted: {why}")
     if persisted and certified and persisted[0].name not in {key.name for key in certified}:
@@ -128,9 +133,7 @@ class Join(Look):
         facts: Facts = {}
         if trip.board.has(DeviceIdentity):
             board = trip.need(DeviceIdentity).identify(trip.call)
-            claims = [("mac", mac) for mac in board.macs]
-            if board.serial:
-                claims.append(("serial", board.serial))
+            claims = board.claims()
             facts = {"board": board.board, "board_serial": board.serial, "board_firmware": board.firmware}
         name = trip.octets("ek_name")
         trip.unit = trip.desk.join("ek-name", name.hex(), trip.text("registration_id"), claims)

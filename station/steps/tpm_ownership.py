@@ -1,6 +1,6 @@
 """`tpm-ownership`: the TPM belongs to the factory's customer. Escrow comes before each change, lockout auth last.
 
-Which auths are set follows from how the device will prove itself (facts of field clients): DPS clients need empty owner and
+Which auths are set follows from how the device will prove itself in the field: DPS clients need empty owner and
 endorsement auth for a TPM enrollment, so that sets lockout only; an X.509 enrollment sets owner and lockout.
 """
 
@@ -15,7 +15,8 @@ from hal.errors import AlreadyOwned, LockedOut
 from hal.interfaces import Ownership
 from hal.secret import EMPTY, Secret
 from hal.types import Hierarchy, LockoutPolicy, OwnershipState, SrkTemplate
-from station.action import Action, Facts, Look, Step, Trip
+from station.action import Action, Look, Step, Trip
+from station.messages import Facts
 from station.steps.tpm_identity import DERIVE_SECONDS, current_ek
 
 
@@ -87,7 +88,7 @@ class Escrow(Action):
             return self._facts(trip)
         if state.auths_set:
             raise AlreadyOwned(
-                f"the TPM has {_names(state.auths_set)} auth set; the others of its escrow record are not, and can't be read here",
+                f"the TPM has {_names(state.auths_set)} auth set, but not all of its escrow record, which only an officer reads",
                 hint="Hand the board to an engineer: an officer opens the escrow for this rework.",
             )
         return self._facts(trip) if wanted and set(trip.auths) >= {item.value for item in wanted} else None
