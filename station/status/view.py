@@ -229,5 +229,8 @@ class Records(Protocol):
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         """Those with a `seq` over `since`, in order."""
 
+    def last_event(self) -> int:
+        """The highest `seq` there is, 0 before the first."""
+
     def wait_event(self, since: int, timeout: float) -> bool:
         """True as soon as there is an event over `since`, False after `timeout` seconds."""

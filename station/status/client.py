@@ -1,0 +1,120 @@
+"""Asks a running station over its status socket. For the command line: no knowledge of units, no retries."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation
+from station.status.view import EventView, Failure, Snapshot
+
+PATIENCE: Final = 15.0
+"""Seconds: a little more than the server gives itself. An event stream has a line, a heartbeat maybe, more often."""
+ANSWER_LIMIT: Final = 64 << 20
+LINE_LIMIT: Final = 1 << 20
+T = TypeVar("T")
+
+
+class Refused(HallmarkError):
+    """The station answered, and said no; `failure` is what it said, `status` the HTTP status."""
+
+    def __init__(self, status: int, failure: Failure) -> None:
+        super().__init__(failure.message, hint=failure.hint)
+        self.status, self.failure = status, failure
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("hallmark", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+class StatusClient:
+    """One question, one connection. PeerUnavailable when no station answers, `Refused` when it says no."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def snapshot(self) -> Snapshot:
+        found: Snapshot = self.get("/v1/status", Snapshot)
+        return found
+
+    def get(self, path: str, kind: type[T] | Any = Any, **parameters: str | int | None) -> Any:
+        """The JSON at `path`, decoded as `kind`. Parameters that are None are left out."""
+        return _decode(self.fetch("GET", path, **parameters), kind)
+
+    def post(self, path: str, **parameters: str | int | None) -> Any:
+        return _decode(self.fetch("POST", path, **parameters), Any)
+
+    def fetch(self, method: str, path: str, **parameters: str | int | None) -> bytes:
+        """The answer's octets."""
+        connection, answer = self._ask(method, path, parameters)
+        try:
+            body = answer.read(ANSWER_LIMIT)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(error) from error
+        finally:
+            connection.close()
+        if not 200 <= answer.status < 300:
+            raise Refused(answer.status, _decode(body, Failure))
+        return body
+
+    def events(self, since: int | None = None) -> Iterator[EventView]:
+        """Events as they come, heartbeats among them; PeerUnavailable when the station goes. Close it when done."""
+        connection, answer = self._ask("GET", "/v1/events", {"since": since})
+        try:
+            if answer.status != 200:
+                raise Refused(answer.status, _decode(answer.read(ANSWER_LIMIT), Failure))
+            while line := answer.readline(LINE_LIMIT):
+                yield _decode(line, EventView)
+        except (OSError, http.client.HTTPException) as error:
+            raise self._unavailable(error) from error
+        finally:
+            connection.close()
+        message = "the station ended the stream of events"
+        raise PeerUnavailable(message)
+
+    def _ask(
+        self, method: str, path: str, parameters: dict[str, str | int | None]
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        given = {name: value for name, value in parameters.items() if value is not None}
+        target = path + ("?" + urlencode(given) if given else "")
+        connection = _Connection(self._path)
+        try:
+            connection.request(method, target)
+            return connection, connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> PeerUnavailable:
+        said = (
+            os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+        )
+        hint = "Start it (`systemctl start hallmark-station`, or `hallmark run`), or name its --root."
+        return PeerUnavailable(f"no station answers at {self._path}: {said}", hint=hint)
+
+
+def segment(text: str) -> str:
+    """A unit's or nest's name as one segment of a path."""
+    return quote(text, safe="")
+
+
+def _decode(body: bytes, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        message = f"the station's answer can't be read: {error}"
+        raise ProtocolViolation(message, hint="Station and command are of different versions.") from error
