@@ -151,7 +151,12 @@ class PeerCredentials:
     def of(cls, connection: socket.socket) -> PeerCredentials:
         pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         so_peergroups = 59  # asm-generic/socket.h; Python has no name for it
-        raw = connection.getsockopt(socket.SOL_SOCKET, so_peergroups, 4 * 1024)
+        try:
+            raw = connection.getsockopt(socket.SOL_SOCKET, so_peergroups, 1024)  # Python takes no larger buffer
+        except OSError as error:
+            if error.errno != errno.ERANGE:  # more than 256 groups: then only the primary one counts
+                raise
+            raw = b""
         groups = struct.unpack(f"{len(raw) // 4}I", raw)
         return cls(pid, uid, gid, frozenset({gid, *groups}))
 
