@@ -13,7 +13,8 @@ import structlog
 from hal.errors import HallmarkError
 from station.status.view import Records
 
-WAIT_SECONDS: Final = 2.0
+WAIT_SECONDS: Final = 0.5
+"""How long a stop may have to wait for the store's answer."""
 
 
 def lines(records: Records, since: int, limit: int) -> tuple[bytes, int, int]:

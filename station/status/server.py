@@ -28,6 +28,7 @@ from station.status.view import Failure, Records, StationControl
 from station.wire import listen
 
 CONNECTIONS: Final = 512
+BACKLOG: Final = 128
 STREAMS: Final = 16
 """Event streams at once; one more is told to come back later."""
 WORKERS: Final = 4
@@ -62,7 +63,7 @@ class StatusServer:
     ) -> None:
         self._routes, self._records, self._beat = Routes(control, records, operators), records, beat
         self._path = listener if isinstance(listener, Path) else None
-        self._listener = listen(listener, SOCKET_MODE) if isinstance(listener, Path) else listener
+        self._listener = listen(listener, SOCKET_MODE, BACKLOG) if isinstance(listener, Path) else listener
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

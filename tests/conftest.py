@@ -1,0 +1,5 @@
+"""Shared fixtures, by room. Each room's are in `tests/fixtures_ROOM.py`."""
+
+pytest_plugins = [
+    "tests.fixtures_status",
+]
