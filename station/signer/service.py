@@ -1,0 +1,190 @@
+"""Answers the signer's socket: who may ask, one thread a connection, one reply a request.
+
+Each request is answered whatever state the token is in; the reply then says what is wrong. Nothing is decided here about
+certificates or tokens. What a peer sends was decoded strictly by `station.wire`; a frame that can't be ends its connection.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import threading
+from typing import Final
+
+import structlog
+
+from hal.call import Cancel
+from hal.errors import (
+    DeadlineExceeded,
+    HallmarkError,
+    KeyMissing,
+    PeerUnavailable,
+    ProtocolViolation,
+    StationError,
+    TokenAbsent,
+)
+from hal.interfaces import SecretWrap
+from hal.secret import Secret
+from station import messages
+from station.notify import Watchdog
+from station.signer.authority import Authority
+from station.signer.issuing import Issuer
+from station.signer.ledger import Ledger
+from station.signer.overrun import Overrun
+from station.signer.supervisor import Supervisor
+from station.wire import Link, PeerCredentials, Problem
+
+CONNECTIONS: Final = 32
+"""At once. The station holds a few, `hallmark ca status` one for a moment."""
+LOOP: Final = "accept"
+
+_log = structlog.get_logger()
+
+
+class Service:
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        issuer: Issuer | None,
+        authority: Authority | None,
+        ledger: Ledger,
+        wrap: SecretWrap,
+        wrap_key: str,
+        label: str,
+        overrun: Overrun,
+    ) -> None:
+        self._supervisor, self._issuer, self._authority = supervisor, issuer, authority
+        self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
+        self._overrun = overrun
+        self._never = Cancel()  # a request that has begun is finished, also when the signer is to stop
+
+    def answer(self, asked: messages.ToSigner) -> messages.FromSigner:
+        """The reply to one request; whatever goes wrong is a Problem."""
+        try:
+            return self._answer(asked)
+        except DeadlineExceeded:
+            # Not the unit's fault, as a DeadlineExceeded of the device would be.
+            message = "the CA token is too slow, or too much is asked of it"
+            return Problem.of(
+                TokenAbsent(message, hint="It goes on by itself; if it repeats, call an engineer.")
+            )
+        except HallmarkError as error:
+            return Problem.of(error)
+        except Exception:
+            _log.exception("a request failed in an unforeseen way", request=type(asked).__name__)
+            message = "the signer failed in an unforeseen way; its log says more"
+            return Problem.of(StationError(message))
+
+    @property
+    def subject(self) -> str:
+        """The issuing CA, empty when none is installed."""
+        return self._authority.issuer.subject.rfc4514_string() if self._authority else ""
+
+    def _answer(self, asked: messages.ToSigner) -> messages.FromSigner:
+        match asked:
+            case messages.SignerStatus():
+                return self._state()
+            case messages.CheckToken():
+                self._supervisor.check(self._never)
+                return self._state()
+            case messages.SignRequest():
+                if self._issuer is None:
+                    message = "no CA certificate is installed"
+                    raise KeyMissing(message, hint="An engineer runs `hallmark ca install`.")
+                with self._overrun.call("sign", self._never) as call:
+                    return messages.Issued(self._issuer.issue(call, asked))
+            case messages.WrapSecret():
+                with self._overrun.call("wrap", self._never) as call:
+                    sealed = self._wrap.wrap(call, self._wrap_key, asked.context, Secret(asked.plain))
+                    return messages.Wrapped(sealed)
+            case messages.UnwrapSecret():
+                with self._overrun.call("unwrap", self._never) as call:
+                    plain = self._wrap.unwrap(call, self._wrap_key, asked.context, asked.wrapped)
+                    return messages.Unwrapped(plain.reveal())
+
+    def _state(self) -> messages.SignerState:
+        seen = self._supervisor.condition
+        issued, pending = self._ledger.counts()
+        authority = self._authority
+        problem, hint = seen.problem, seen.hint
+        if authority is None and not problem:
+            problem, hint = "no CA certificate is installed", "An engineer runs `hallmark ca install`."
+        return messages.SignerState(
+            condition=seen.condition.value,
+            label=self._label,
+            problem=problem,
+            hint=hint,
+            subject=self.subject,
+            not_after=f"{authority.issuer.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}" if authority else "",
+            issued=issued,
+            pending=pending,
+            chain=authority.ders if authority else [],
+        )
+
+
+class Listener:
+    """Accepts until told to stop, then lets each connection finish the request that it is at."""
+
+    def __init__(self, service: Service, allowed_groups: frozenset[int], own_uid: int) -> None:
+        self._service, self._groups, self._own_uid = service, allowed_groups, own_uid
+        self._lock = threading.Lock()
+        self._open: dict[threading.Thread, socket.socket] = {}
+
+    def serve(self, server: socket.socket, stop: Cancel, watchdog: Watchdog) -> None:
+        """Returns once `stop` is set and all connections are closed."""
+        server.setblocking(False)
+        poll = select.poll()
+        poll.register(server, select.POLLIN)
+        poll.register(stop.fileno(), select.POLLIN)
+        while not stop.is_set():
+            if any(fd == server.fileno() for fd, _ in poll.poll(int(watchdog.interval * 1000))):
+                self._accept(server)
+            watchdog.beat(LOOP)
+        with self._lock:
+            left = dict(self._open)
+        for thread, connection in left.items():
+            _end_input(connection)
+            thread.join()
+
+    def _accept(self, server: socket.socket) -> None:
+        try:
+            connection, _ = server.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # the peer is gone again
+        connection.setblocking(True)
+        peer = PeerCredentials.of(connection)
+        with self._lock:
+            full = len(self._open) >= CONNECTIONS
+        if not self._may_ask(peer) or full:
+            _log.warning("connection refused", uid=peer.uid, pid=peer.pid, full=full)
+            connection.close()
+            return
+        thread = threading.Thread(target=self._talk, args=(connection,), name=f"peer-{peer.pid}", daemon=True)
+        with self._lock:
+            self._open[thread] = connection
+        thread.start()
+
+    def _may_ask(self, peer: PeerCredentials) -> bool:
+        return peer.uid in (0, self._own_uid) or bool(peer.groups & self._groups)
+
+    def _talk(self, connection: socket.socket) -> None:
+        link: Link[messages.ToSigner] = Link(connection, messages.ToSigner)
+        try:
+            while True:
+                link.send(self._service.answer(link.receive()))
+        except PeerUnavailable:
+            pass  # closed, by them or by us: between requests nothing is lost
+        except ProtocolViolation as error:
+            _log.warning("a peer was cut off", problem=str(error))
+        finally:
+            with self._lock:
+                self._open.pop(threading.current_thread(), None)
+            link.close()
+
+
+def _end_input(connection: socket.socket) -> None:
+    """Whoever waits for the next request on it sees the end; a reply may still be sent."""
+    try:
+        connection.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass

@@ -1,0 +1,99 @@
+"""The token's condition: looked at all the time, brought back after a loss, always ready to be told.
+
+A canary signature, with a key of its own, shows that the session lives; the CA key is compared with the CA's certificate.
+The driver initialises the module anew after a loss. A PIN that was refused isn't this room's to try: see `pin`.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from hal.call import Call, Cancel
+from hal.errors import HallmarkError, KeyMissing
+from hal.interfaces import CaToken
+from hal.types import TokenCondition
+from station.notify import Watchdog
+from station.signer.authority import Authority
+from station.signer.overrun import Overrun
+
+READY_SECONDS: Final = 20.0
+"""Between two looks at a token that works: some sessions die when they idle for some minutes."""
+LOST_SECONDS: Final = 2.0
+"""Between two looks for one that doesn't."""
+LOOP: Final = "supervisor"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What `SignerState` says of the token."""
+
+    condition: TokenCondition
+    problem: str = ""
+    hint: str = ""
+
+
+class Supervisor:
+    def __init__(
+        self, token: CaToken, ca_key: str, authority: Authority | None, overrun: Overrun, watchdog: Watchdog
+    ) -> None:
+        self._token, self._ca_key, self._authority = token, ca_key, authority
+        self._overrun, self._watchdog = overrun, watchdog
+        self._lock = threading.Lock()
+        self._seen = Condition(TokenCondition.ABSENT, "not looked for yet")
+
+    @property
+    def condition(self) -> Condition:
+        """The last that was seen, at once."""
+        return self._seen
+
+    def check(self, cancel: Cancel) -> Condition:
+        """A canary signature now. Raises what is wrong: TokenAbsent, PinRejected, KeyMissing ..."""
+        try:
+            with self._overrun.call("canary", cancel) as call:
+                self._token.canary(call)
+                self._check_ca_key(call)
+        except HallmarkError as error:
+            if not cancel.is_set():
+                self._note(error)
+            raise
+        self._note(None)
+        return self._seen
+
+    def run(self, cancel: Cancel) -> None:
+        """Looks again and again until `cancel` is set."""
+        while not cancel.is_set():
+            try:
+                self.check(cancel)
+                pause = READY_SECONDS
+            except HallmarkError:
+                pause = LOST_SECONDS  # noted, and logged when it was new
+            self._watchdog.beat(LOOP)
+            cancel.wait(min(pause, self._watchdog.interval))
+
+    def _check_ca_key(self, call: Call) -> None:
+        found = self._token.public_key(call, self._ca_key)
+        if self._authority is not None and found != self._authority.spki:
+            message = f"the key {self._ca_key!r} in the token is not the one of the installed CA certificate"
+            raise KeyMissing(message)
+
+    def _note(self, error: HallmarkError | None) -> None:
+        with self._lock:
+            if error is None:
+                now = Condition(TokenCondition.READY)
+            else:
+                condition = self._token.state(Call()).condition
+                if condition is TokenCondition.READY:
+                    condition = (
+                        TokenCondition.KEY_MISSING if isinstance(error, KeyMissing) else TokenCondition.ABSENT
+                    )
+                now = Condition(condition, str(error), error.hint)
+            before, self._seen = self._seen, now
+        if now != before:
+            log = _log.info if error is None else _log.warning
+            log("token", condition=now.condition.value, problem=now.problem)
