@@ -63,7 +63,6 @@ class Visit(Struct, frozen=True, tag="visit"):
     recipe_pass: Name
     sighting: Seen
     drivers: list[DriverPlan]
-    allowed_drivers: list[Name]
     steps: list[StepPlan]
     trust: list[Blob]
     """EK trust anchors and intermediates, DER."""

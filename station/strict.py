@@ -56,7 +56,13 @@ def convert(
             made[name] = _convert_value(source, wanted, problems, (*key, name), value[name])
         elif required:
             problems.add(source, key, f"key {name!r} is missing; expected {describe(wanted)}")
-    return cls(**made) if len(problems.found) == count else None
+    if len(problems.found) != count:
+        return None
+    try:
+        return cls(**made)
+    except ValueError as error:  # what the fields say together does not fit: __post_init__ says why
+        problems.add(source, key, str(error))
+        return None
 
 
 def _convert_value(source: TomlSource, wanted: Any, problems: Problems, key: Key, value: object) -> Any:

@@ -20,6 +20,10 @@ class Options(Struct, frozen=True):
     group: Annotated[str, Meta(max_length=128, description="the enrollment group's name")] = ""
     tags: dict[Tag, Tag] = {}
 
+    def __post_init__(self) -> None:
+        if (self.attestation == "x509-group") != bool(self.group):
+            raise ValueError("`group` names the enrollment group of attestation 'x509-group', and of no other")
+
 
 class Queue(Action):
     name = "queue"

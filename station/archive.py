@@ -1,0 +1,52 @@
+"""The archive record: what a collector keeps of a unit for life. Certificate, escrow, proofs; queued with its PASS."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from station.messages import Facts
+from station.store import Store
+
+
+class SealedEscrow(Struct, frozen=True):
+    """`sealed`: CMS AuthEnvelopedData to the officers, DER."""
+
+    ek_name: bytes
+    generation: int
+    hierarchies: list[str]
+    sealed: bytes
+
+
+class ArchiveRecord(Struct, frozen=True):
+    """`chain`: DER, leaf first. `facts` by `step.action`: the proofs' transcripts are among them."""
+
+    station: str
+    unit: str
+    registration_id: str
+    sku: str
+    chain: list[bytes]
+    escrows: list[SealedEscrow]
+    facts: dict[str, Facts]
+
+
+def archive_record(station: str, store: Store, unit: str) -> bytes:
+    """JSON of the unit's archive record as the store has it now, octets as base64."""
+    record = store.unit(unit)
+    if record is None:
+        raise LookupError(f"there is no unit {unit}")
+    return msgspec.json.encode(
+        ArchiveRecord(
+            station=station,
+            unit=record.summary.unit,
+            registration_id=record.summary.registration_id,
+            sku=record.summary.sku,
+            chain=record.certificate.chain if record.certificate else [],
+            escrows=[
+                SealedEscrow(item.ek_name, item.generation, item.hierarchies, item.sealed)
+                for item in record.escrows
+            ],
+            facts=record.facts,
+        ),
+        order="sorted",
+    )

@@ -1,0 +1,112 @@
+"""`hallmark recipe`: check and show recipes, and sign the manifest of firmware images."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from hal.errors import ConfigError, RecipeError
+from station.config import load_configuration
+from station.images import MANIFEST, SIGNATURE
+from station.recipe import Recipe, load_recipe
+from station.signer.durable import write
+
+HELP = "check or show recipes, sign the images' manifest"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    sub = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for what, text in (
+        ("check", "check recipes without a board"),
+        ("show", "show what a recipe does, step by step"),
+    ):
+        one = sub.add_parser(what, help=text)
+        one.add_argument(
+            "recipes", nargs="*", metavar="FILE", help="names in the recipes folder (default: all nests')"
+        )
+        one.add_argument("--json", action="store_true", help="for scripts")
+    sign = sub.add_parser("sign-images", help="write and sign manifest.json for images")
+    sign.add_argument("folder", type=Path, help="the images folder")
+    sign.add_argument(
+        "images", nargs="+", metavar="FILE=VERSION", help="image file names in it, with their versions"
+    )
+    sign.add_argument(
+        "--key", type=Path, required=True, help="Ed25519 private key, PEM, not encrypted (keep it offline)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.what == "sign-images":
+        return _sign(args.folder, args.images, args.key)
+    configuration = load_configuration(args.paths)
+    names = args.recipes or sorted({nest.recipe for nest in configuration.file.nest})
+    if not names:
+        print("No nest names a recipe; name one on the command line.", file=sys.stderr)
+        return 1
+    found, failed = [], False
+    for name in names:
+        try:
+            found.append(load_recipe(configuration, name))
+        except RecipeError as error:
+            failed = True
+            for problem in (error, *error.others):
+                print(problem, file=sys.stderr)
+    if args.json:
+        print(json.dumps([_summary(recipe) for recipe in found], indent=2))
+    else:
+        for recipe in found:
+            print(f"{recipe.name}: {recipe.sku}, pass {recipe.recipe_pass}: {len(recipe.steps)} steps, fine")
+            if args.what == "show":
+                _show(recipe)
+    return 2 if failed else 0
+
+
+def _summary(recipe: Recipe) -> dict[str, object]:
+    return {
+        "recipe": recipe.name,
+        "sku": recipe.sku,
+        "pass": recipe.recipe_pass,
+        "sha256": recipe.digest,
+        "drivers": {plan.role: plan.driver for plan in recipe.drivers},
+        "steps": {item.step.use: [action.name for action in item.actions] for item in recipe.steps},
+    }
+
+
+def _show(recipe: Recipe) -> None:
+    for plan in recipe.drivers:
+        print(f"  opens {plan.role}: {plan.driver}")
+    for number, item in enumerate(recipe.steps, 1):
+        print(f"  {number}. {item.step.use}: {item.step.summary}")
+        print(f"     {', '.join(action.name for action in item.actions)}")
+
+
+def _sign(folder: Path, images: list[str], key: Path) -> int:
+    """manifest.json and its signature: Ed25519 over the file's octets, 64 octets raw."""
+    entries = []
+    for item in images:
+        name, _, version = item.partition("=")
+        if not version or "/" in name:
+            raise ConfigError(f"{item!r}; expected FILE=VERSION with a file name in {folder}")
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"can't be read ({error.strerror})", file=str(folder / name)) from error
+        digest = hashlib.sha256(data).hexdigest()
+        entries.append({"name": name, "version": version, "sha256": digest, "size": len(data)})
+    try:
+        private = serialization.load_pem_private_key(key.read_bytes(), None)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError("is no readable private key in PEM", file=str(key)) from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise ConfigError("is another kind of key; expected Ed25519", file=str(key))
+    manifest = json.dumps({"images": entries}, indent=2).encode() + b"\n"
+    write(folder / MANIFEST, manifest, 0o644)
+    write(folder / SIGNATURE, private.sign(manifest), 0o644)
+    print(f"{folder / MANIFEST}: {len(entries)} images signed")
+    return 0

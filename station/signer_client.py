@@ -1,0 +1,57 @@
+"""What the station asks of the signer. A connection for each question, so that either side may restart in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final, TypeVar
+
+from hal.errors import PeerUnavailable, ProtocolViolation
+from hal.secret import Secret
+from station import messages
+from station.wire import Link, Problem, connect
+
+R = TypeVar("R")
+ANSWER_SECONDS: Final = 60.0
+"""A slow token signs in seconds; the signer gives up on a hung one before this."""
+
+
+class SignerClient:
+    """Raises the signer's own errors, and PeerUnavailable while it isn't there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def state(self) -> messages.SignerState:
+        return self._ask(messages.SignerStatus(), messages.SignerState)
+
+    def check_token(self) -> messages.SignerState:
+        """A canary signature now."""
+        return self._ask(messages.CheckToken(), messages.SignerState)
+
+    def issue(self, request: messages.SignRequest) -> list[bytes]:
+        """The certificate chain, DER, leaf first: in the signer's ledger by now, and the same one each time."""
+        return self._ask(request, messages.Issued).chain
+
+    def wrap(self, context: bytes, plain: Secret) -> bytes:
+        return self._ask(messages.WrapSecret(context, plain.reveal()), messages.Wrapped).wrapped
+
+    def unwrap(self, context: bytes, wrapped: bytes) -> Secret:
+        return Secret(self._ask(messages.UnwrapSecret(context, wrapped), messages.Unwrapped).plain)
+
+    def _ask(self, request: object, reply: type[R]) -> R:
+        link: Link[messages.FromSigner] = connect(self._path, messages.FromSigner)
+        try:
+            link.settimeout(ANSWER_SECONDS)
+            link.send(request)
+            answer = link.receive()
+        except TimeoutError as error:
+            raise PeerUnavailable("the signer did not answer in time") from error
+        finally:
+            link.close()
+        if isinstance(answer, Problem):
+            raise answer.error()
+        if not isinstance(answer, reply):
+            raise ProtocolViolation(
+                f"the signer answered {type(request).__name__} with {type(answer).__name__}"
+            )
+        return answer
