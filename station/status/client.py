@@ -56,10 +56,10 @@ class StatusClient:
 
     def get(self, path: str, kind: type[T] | Any = Any, **parameters: str | int | None) -> Any:
         """The JSON at `path`, decoded as `kind`. Parameters that are None are left out."""
-        return _decode(self.fetch("GET", path, **parameters), kind)
+        return decode(self.fetch("GET", path, **parameters), kind)
 
     def post(self, path: str, **parameters: str | int | None) -> Any:
-        return _decode(self.fetch("POST", path, **parameters), Any)
+        return decode(self.fetch("POST", path, **parameters), Any)
 
     def fetch(self, method: str, path: str, **parameters: str | int | None) -> bytes:
         """The answer's octets."""
@@ -71,7 +71,7 @@ class StatusClient:
         finally:
             connection.close()
         if not 200 <= answer.status < 300:
-            raise Refused(answer.status, _decode(body, Failure))
+            raise Refused(answer.status, decode(body, Failure))
         return body
 
     def events(self, since: int | None = None) -> Iterator[EventView]:
@@ -79,9 +79,9 @@ class StatusClient:
         connection, answer = self._ask("GET", "/v1/events", {"since": since})
         try:
             if answer.status != 200:
-                raise Refused(answer.status, _decode(answer.read(ANSWER_LIMIT), Failure))
+                raise Refused(answer.status, decode(answer.read(ANSWER_LIMIT), Failure))
             while line := answer.readline(LINE_LIMIT):
-                yield _decode(line, EventView)
+                yield decode(line, EventView)
         except (OSError, http.client.HTTPException) as error:
             raise self._unavailable(error) from error
         finally:
@@ -115,7 +115,8 @@ def segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _decode(body: bytes, kind: Any) -> Any:
+def decode(body: bytes, kind: Any) -> Any:
+    """An answer as a view type; ProtocolViolation for one that doesn't fit."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
