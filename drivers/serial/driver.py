@@ -29,7 +29,8 @@ def _open(settings: Settings, needs: Bindings) -> Iterator[Mapping[type, object]
     try:
         yield {Channel: port}
     except BaseException:
-        # Closing waits for output that the board doesn't take, half a minute on some ports. A port that is gone has none.
+        # Closing waits for output that the board doesn't take, on some ports half a minute. A port that is
+        # gone has none.
         with suppress(DeviceGone):
             port.drop_output()
         raise

@@ -169,10 +169,18 @@ def _for_command(base: type[_M], command: Command) -> type[_M]:
 
 
 TRANSACTIONS: Final = tuple(command for command in Command if command is not Command.IDENTIFY)
-PUT_REQUEST: Final = {command: _for_command(PutRequest, command) for command in TRANSACTIONS}
-PUT_RESPONSE: Final = {command: _for_command(PutResponse, command) for command in TRANSACTIONS}
-GET_REQUEST: Final = {command: _for_command(GetRequest, command) for command in TRANSACTIONS}
-GET_RESPONSE: Final = {command: _for_command(GetResponse, command) for command in TRANSACTIONS}
+PUT_REQUEST: Final[dict[Command, type[PutRequest]]] = {
+    command: _for_command(PutRequest, command) for command in TRANSACTIONS
+}
+PUT_RESPONSE: Final[dict[Command, type[PutResponse]]] = {
+    command: _for_command(PutResponse, command) for command in TRANSACTIONS
+}
+GET_REQUEST: Final[dict[Command, type[GetRequest]]] = {
+    command: _for_command(GetRequest, command) for command in TRANSACTIONS
+}
+GET_RESPONSE: Final[dict[Command, type[GetResponse]]] = {
+    command: _for_command(GetResponse, command) for command in TRANSACTIONS
+}
 
 
 def pack_tests(results: list[tuple[str, bool, str]]) -> bytes:
