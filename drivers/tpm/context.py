@@ -1,0 +1,208 @@
+"""One opened TPM: ESAPI made when needed, swept on connect, thrown away after a failure, shut down cleanly at the end.
+
+Here are the rules of using a TPM with three object and three session places over a line that may break: whatever is
+loaded is flushed. What is done with the TPM must not come in; auth values and sessions are in `sessions`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Final
+
+from drivers.tpm import codec, public
+from drivers.tpm.failures import RC_HANDLE, base, from_tpm, mapped
+from drivers.tpm.tss import ESAPI, ESYS_TR, TSS2_Exception
+from drivers.tpm.tunnel import TunnelTcti
+from hal.call import Call
+from hal.errors import DeviceError, DeviceGone, ProtocolViolation, TpmError
+from hal.interfaces import TpmTransport
+from hal.secret import Secret
+from hal.types import EndorsementKey, Hierarchy
+
+CLOSE_SECONDS: Final = 2.0
+SWEPT: Final = (codec.TRANSIENT_OBJECTS, codec.LOADED_SESSIONS, codec.SAVED_SESSIONS)
+HANDLE_LIMIT: Final = 1024
+"""No TPM has more handles of one kind; one that says so is not believed."""
+
+HIERARCHIES: Final = {
+    Hierarchy.OWNER: ESYS_TR.OWNER,
+    Hierarchy.ENDORSEMENT: ESYS_TR.ENDORSEMENT,
+    Hierarchy.LOCKOUT: ESYS_TR.LOCKOUT,
+}
+
+
+class Tpm:
+    """One TPM behind `transport`, for one thread. `use` first; all else within it."""
+
+    def __init__(self, transport: TpmTransport) -> None:
+        self._tcti = TunnelTcti(transport)
+        self._esapi: ESAPI | None = None
+        self._open: Counter[int] = Counter()
+        self._gone = False
+        self.vouched: tuple[EndorsementKey, Secret] | None = None
+        """The EK that ownership was taken or proven with in this visit, and the owner auth that held: see `sessions`."""
+
+    # --- connection ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def use(self, call: Call, doing: str) -> Iterator[ESAPI]:
+        """ESAPI for one operation within `call`. Errors come out as `hal.errors`; `doing` begins their message."""
+        call.check()
+        self._tcti.call, self._tcti.failure = call, None
+        try:
+            yield self.connected()
+        except TSS2_Exception as error:
+            failure = self._tcti.failure
+            if failure is not None or not from_tpm(error.rc) or base(error.rc) == codec.RC_INITIALIZE:
+                self._drop()
+            if failure is not None:
+                self._gone = isinstance(failure, DeviceGone)
+                # ESAPI shows a bare code for it; the original says what happened and whether a retry makes sense.
+                raise failure from None
+            raise mapped(error.rc, doing) from error
+        except DeviceError as error:
+            self._gone = isinstance(error, DeviceGone)
+            self._drop()
+            raise
+        finally:
+            self._tcti.call = Call()
+
+    def close(self) -> None:
+        """TPM2_Shutdown(CLEAR) if the TPM is still there, so that no power cut counts as a wrong try. Idempotent."""
+        if self._esapi is None:
+            return
+        self._drop()
+        if self._gone:
+            return
+        self._tcti.call = Call.lasting(CLOSE_SECONDS)
+        # The visit is over: a device that doesn't answer now has been reported by the step that noticed, or will be by
+        # the next visit, whose lockout counter shows it.
+        with contextlib.suppress(DeviceError):
+            self._tcti.exchange(codec.shutdown())
+
+    def settle(self) -> None:
+        """TPM2_Shutdown(CLEAR) in mid-visit: directly after lockout auth was used, a power cut counts as a wrong try."""
+        self._raw(codec.shutdown(), "TPM2_Shutdown")
+
+    def is_connected(self, esapi: ESAPI) -> bool:
+        """Whether `esapi` is still the one in use: after a failure its objects are gone with it."""
+        return esapi is self._esapi and self._tcti.failure is None
+
+    def connected(self) -> ESAPI:
+        if self._esapi is None:
+            self._sweep()
+            self._esapi = ESAPI(self._tcti)
+            self._gone = False
+        return self._esapi
+
+    def _drop(self) -> None:
+        """After a failure ESAPI only says "wrong order"; what it leaves in the TPM is swept by the next connection."""
+        self._open.clear()
+        esapi, self._esapi = self._esapi, None
+        if esapi is not None:
+            esapi.close()
+
+    def _sweep(self) -> None:
+        """Flushes what an earlier user left loaded: three leaked objects are all that a TPM has room for."""
+        first = self._tcti.exchange(
+            codec.get_capability(codec.CAP_TPM_PROPERTIES, codec.Property.REVISION, 1)
+        )
+        if codec.response_code(first) == codec.RC_INITIALIZE:
+            # Bare chips without platform firmware; elsewhere the firmware has done it before.
+            self._raw(codec.startup(), "TPM2_Startup")
+        for kind in SWEPT:
+            for handle in self.handles(kind, kind | 0x00FFFFFF):
+                code = codec.response_code(self._tcti.exchange(codec.flush(handle)))
+                if code and base(code) != RC_HANDLE:
+                    raise mapped(code, f"flushing 0x{handle:08x}")
+
+    def _raw(self, command: bytes, doing: str) -> bytes:
+        response = self._tcti.exchange(command)
+        code = codec.response_code(response)
+        if code != codec.RC_SUCCESS:
+            raise mapped(code, doing)
+        return response
+
+    # --- what is there ------------------------------------------------------------------------------------------
+
+    def handles(self, first: int, last: int) -> list[int]:
+        """The handles in that range (of one kind), in order."""
+        found: list[int] = []
+        start, more = first, True
+        while more and start <= last and len(found) < HANDLE_LIMIT:
+            command = codec.get_capability(codec.CAP_HANDLES, start, codec.HANDLES_PER_ANSWER)
+            more, got = codec.handles(self._raw(command, "reading the handles"))
+            if got != sorted(set(got)) or (got and got[0] < start) or (more and not got):
+                raise ProtocolViolation("the TPM's handles are not in order")
+            found += [handle for handle in got if handle <= last]
+            start = got[-1] + 1 if got else last + 1
+        return found
+
+    def properties(self, first: int, last: int) -> dict[int, int]:
+        """TPM_PT values from `first` to `last`; those that the TPM doesn't have are missing."""
+        found: dict[int, int] = {}
+        start, more = first, True
+        while more and start <= last:
+            command = codec.get_capability(codec.CAP_TPM_PROPERTIES, start, last - start + 1)
+            more, got = codec.properties(self._raw(command, "reading the properties"))
+            if more and (not got or max(got) < start):
+                raise ProtocolViolation("the TPM's properties are not in order")
+            found |= got
+            start = max(got, default=last) + 1
+        return found
+
+    def property(self, wanted: codec.Property) -> int:
+        value = self.properties(wanted, wanted).get(wanted)
+        if value is None:
+            raise TpmError(f"the TPM doesn't tell its property {wanted.name}")
+        return value
+
+    def read_public(self, handle: int) -> bytes | None:
+        """TPM2B_PUBLIC of a persistent object, None when there is none."""
+        if handle not in self.handles(handle, handle):
+            return None
+        esapi = self.connected()
+        with self.persistent(handle) as item:
+            area, _, _ = esapi.read_public(item)
+            return public.octets(area)
+
+    # --- resources of ESAPI -------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def persistent(self, handle: int) -> Iterator[ESYS_TR]:
+        """ESAPI's object for a persistent key or an NV index.
+
+        Counted: asked twice for one handle ESAPI gives the same object, and one close would take it from both.
+        """
+        esapi = self.connected()
+        item = esapi.tr_from_tpmpublic(handle)
+        self._open[int(item)] += 1
+        try:
+            yield item
+        finally:
+            self._open[int(item)] -= 1
+            if self.is_connected(esapi) and self._open[int(item)] <= 0:
+                esapi.tr_close(item)
+
+    @contextlib.contextmanager
+    def flushing(self, item: ESYS_TR) -> Iterator[ESYS_TR]:
+        """`item` (a transient object or a session), flushed at the end unless the connection broke meanwhile."""
+        esapi = self.connected()
+        try:
+            yield item
+        finally:
+            if self.is_connected(esapi):
+                esapi.flush_context(item)
+
+    @contextlib.contextmanager
+    def primary(
+        self, hierarchy: Hierarchy, template: object, session: ESYS_TR = ESYS_TR.PASSWORD
+    ) -> Iterator[tuple[ESYS_TR, bytes]]:
+        """A transient primary key and its TPM2B_PUBLIC. Takes 10 s and more for RSA on real chips."""
+        item, area, _, _, _ = self.connected().create_primary(
+            None, template, primary_handle=HIERARCHIES[hierarchy], session1=session
+        )
+        with self.flushing(item):
+            yield item, public.octets(area)

@@ -1,0 +1,97 @@
+"""How auth values are used: in HMAC sessions salted to the EK that the caller has verified, encrypted both ways.
+
+A password session would show a new auth value in clear on the wire. Nothing else of the TPM must come in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from drivers.tpm import nv, templates
+from drivers.tpm.context import HIERARCHIES, Tpm
+from drivers.tpm.tss import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION, TPMT_SYM_DEF
+from hal.errors import EkMismatch, TpmError
+from hal.secret import EMPTY, Secret
+from hal.types import EndorsementKey, Hierarchy
+
+SYMMETRIC: Final = "aes128cfb"
+"""Parameter encryption: the algorithm that every TPM has (PC Client Platform TPM Profile, 4.6)."""
+_ATTRIBUTES: Final = TPMA_SESSION.CONTINUESESSION | TPMA_SESSION.DECRYPT | TPMA_SESSION.ENCRYPT
+
+
+@contextlib.contextmanager
+def endorsement_key(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
+    """ESAPI's object for `ek`, persisted or derived anew. EkMismatch when the TPM has another one there."""
+    with contextlib.ExitStack() as stack:
+        if ek.handle is None:
+            template = templates.ek(ek.template, lambda index: nv.read(tpm, index))
+            item, _ = stack.enter_context(tpm.primary(Hierarchy.ENDORSEMENT, template))
+        elif ek.handle in tpm.handles(ek.handle, ek.handle):
+            item = stack.enter_context(tpm.persistent(ek.handle))
+        else:
+            raise EkMismatch(f"there is no key at 0x{ek.handle:08x}, where the EK was")
+        # ESAPI encrypts salts to the public area that it keeps with the object, and its serialization ends with that
+        # area: so this compares what will be used with what the caller has verified, whatever the TPM said.
+        if not bytes(tpm.connected().tr_serialize(item)).endswith(ek.public):
+            raise EkMismatch("the TPM has another EK than the one that was verified")
+        yield item
+
+
+@contextlib.contextmanager
+def salted(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
+    """An HMAC session salted to `ek`: the only kind that carries or uses an auth value."""
+    esapi = tpm.connected()
+    with endorsement_key(tpm, ek) as key:
+        session = esapi.start_auth_session(
+            key, ESYS_TR.NONE, TPM2_SE.HMAC, TPMT_SYM_DEF.parse(SYMMETRIC), TPM2_ALG.SHA256
+        )
+    with tpm.flushing(session):
+        esapi.trsess_set_attributes(session, _ATTRIBUTES)
+        yield session
+
+
+@contextlib.contextmanager
+def policy(tpm: Tpm, kind: TPM2_SE) -> Iterator[ESYS_TR]:
+    """A policy session, or with TPM2_SE.TRIAL one that can authorise nothing."""
+    session = tpm.connected().start_auth_session(
+        ESYS_TR.NONE, ESYS_TR.NONE, kind, TPMT_SYM_DEF.parse(SYMMETRIC), TPM2_ALG.SHA256
+    )
+    with tpm.flushing(session):
+        yield session
+
+
+@contextlib.contextmanager
+def authorised(tpm: Tpm, hierarchy: Hierarchy, auth: Secret) -> Iterator[ESYS_TR]:
+    """The hierarchy with `auth` in ESAPI's keeping, and without it afterwards."""
+    esapi, item = tpm.connected(), HIERARCHIES[hierarchy]
+    esapi.tr_set_auth(item, auth.reveal())
+    try:
+        yield item
+    finally:
+        if tpm.is_connected(esapi):
+            esapi.tr_set_auth(item, b"")
+
+
+@contextlib.contextmanager
+def owner(tpm: Tpm, auth: Secret) -> Iterator[tuple[ESYS_TR, ESYS_TR]]:
+    """The owner hierarchy and a session for it: salted when there is an auth value, else a plain empty password.
+
+    For callers whose interface gives no EK: the session is salted to the EK that ownership was used with in this visit.
+    """
+    if not len(auth):
+        yield ESYS_TR.OWNER, ESYS_TR.PASSWORD
+        return
+    if tpm.vouched is None:
+        raise TpmError(
+            "the owner auth can't be sent: no EK has been used for ownership in this visit",
+            hint="The recipe's tpm-ownership step has to come before this one.",
+        )
+    with salted(tpm, tpm.vouched[0]) as session, authorised(tpm, Hierarchy.OWNER, auth) as item:
+        yield item, session
+
+
+def owner_auth(tpm: Tpm) -> Secret:
+    """The owner auth that has held in this visit (set or proven through Ownership), else the empty one."""
+    return tpm.vouched[1] if tpm.vouched else EMPTY

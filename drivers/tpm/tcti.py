@@ -1,0 +1,90 @@
+"""A `TpmTransport` over any TCTI of tpm2-tss: `device:/dev/tpmrm0`, `swtpm:path=...`, `mssim:...`, `cmd:...`.
+
+One transport for all of them, so that deadline, cancel and late answers are handled once; ESAPI, which would block in C,
+is not told of the TCTI. What the commands mean must not come in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Final
+
+from drivers.tpm import codec
+from drivers.tpm.tss import TCTILdr, TSS2_Exception
+from hal.call import Call
+from hal.errors import ConfigError, DeviceBusy, DeviceGone, quote
+
+BENCH_TCTIS: Final = frozenset({"swtpm", "mssim", "cmd", "pcap", "libtpms"})
+"""TCTIs that reach a software TPM, another host, or whatever a shell command says: nothing for production."""
+
+
+def is_bench_only(tcti: str) -> bool:
+    """Whether `tcti` (name[:configuration]) is fit for bench mode only."""
+    return tcti.partition(":")[0].removeprefix("libtss2-tcti-").removesuffix(".so.0") in BENCH_TCTIS
+
+
+class TctiTransport:
+    """Opened with the first command, and anew after a command that was given up: its answer may still come."""
+
+    def __init__(self, tcti: str) -> None:
+        name, _, configuration = tcti.partition(":")
+        if not name:
+            raise ConfigError("a TCTI is named, as in device:/dev/tpmrm0", key="tcti")
+        self._name, self._configuration = name, configuration or None
+        self._tcti: TCTILdr | None = None
+
+    def transmit(self, call: Call, command: bytes) -> bytes:
+        """`command` to its response. DeviceBusy when the TCTI can't be opened, DeviceGone when it fails later.
+
+        Deadline and cancel hold for TCTIs that tell what to poll (device, swtpm, mssim); others block in C.
+        """
+        call.check()
+        whole = False
+        try:
+            tcti = self._opened()
+            tcti.transmit(command)
+            self._wait(call, tcti)
+            response = bytes(tcti.receive(codec.MAX_MESSAGE))
+            whole = True
+        except TSS2_Exception as error:
+            raise DeviceGone(f"TCTI {quote(self._name)} failed: {quote(str(error))}") from error
+        finally:
+            if not whole:
+                self.close()
+        return response
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._tcti is not None:
+            self._tcti.close()
+            self._tcti = None
+
+    def _opened(self) -> TCTILdr:
+        if self._tcti is None:
+            try:
+                self._tcti = TCTILdr(self._name, self._configuration)
+            except TSS2_Exception as error:
+                raise DeviceBusy(
+                    f"TCTI {quote(self._name)} can't be opened: {quote(str(error))}",
+                    hint="Check that the TPM's device is there, is not in use, and that the station's user may open it.",
+                ) from error
+        return self._tcti
+
+    @staticmethod
+    def _wait(call: Call, tcti: TCTILdr) -> None:
+        try:
+            handles = tcti.get_poll_handles()
+        except (TSS2_Exception, NotImplementedError):
+            return  # This TCTI has nothing to poll: receive() waits as long as the TPM takes.
+        for handle in handles:
+            call.wait_readable(handle.fd)
+
+
+@contextlib.contextmanager
+def opened(tcti: str) -> Iterator[TctiTransport]:
+    transport = TctiTransport(tcti)
+    try:
+        yield transport
+    finally:
+        transport.close()
