@@ -1,0 +1,215 @@
+"""`hallmark check`: everything that can be wrong before the first board comes: configuration, recipes, trust, images,
+credentials, token. Touches no board and changes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+
+from hal.errors import ConfigError, HallmarkError, PeerUnavailable
+from hal.types import TokenCondition
+from station.config import Configuration, load_configuration
+from station.images import ImageStore
+from station.recipe import Recipe, load_recipe
+from station.signer.profiles import load_profiles
+from station.signer_client import SignerClient
+from station.trust_store import load_file, load_folder
+
+HELP = "check configuration, recipes, trust, images, credentials and token, without touching a board"
+SOON: Final = datetime.timedelta(days=90)
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--offline", action="store_true", help="don't ask the signer for the token's state")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line: what was looked at, and what is wrong with it, if anything."""
+
+    what: str
+    detail: str
+    error: HallmarkError | None = None
+    warning: bool = False
+
+    @property
+    def state(self) -> str:
+        return "error" if self.error else "warning" if self.warning else "fine"
+
+
+def run(args: argparse.Namespace) -> int:
+    """0 when all is fine (warnings included), 1 when something is not, 2 when a file is wrong."""
+    configuration = load_configuration(args.paths)
+    findings = [
+        Finding("station.toml", f"{configuration.source.file}: {configuration.file.station.mode} mode")
+    ]
+    looks: list[Callable[[Configuration], Iterator[Finding]]] = [
+        _recipes,
+        _profiles,
+        _ek_trust,
+        _officers,
+        _credentials,
+    ]
+    if not args.offline:
+        looks.append(_token)
+    for look in looks:
+        findings += _collected(look, configuration)
+    if args.json:
+        rows = [
+            {
+                "what": item.what,
+                "state": item.state,
+                "detail": item.detail,
+                "hint": item.error.hint if item.error else "",
+            }
+            for item in findings
+        ]
+        print(json.dumps(rows, indent=2))
+    else:
+        for item in findings:
+            print(f"{item.state:<8} {item.what}: {item.detail}")
+            if item.error:
+                print(f"         What to do: {item.error.hint}")
+    errors = [item.error for item in findings if item.error]
+    if any(isinstance(error, ConfigError) for error in errors):
+        return 2
+    return 1 if errors else 0
+
+
+def _collected(
+    look: Callable[[Configuration], Iterator[Finding]], configuration: Configuration
+) -> list[Finding]:
+    """What one look found, up to the error that ended it."""
+    found: list[Finding] = []
+    what = look.__name__.strip("_").replace("_", " ")
+    try:
+        found.extend(look(configuration))
+    except ConfigError as error:
+        found += [Finding(what, str(item), item) for item in (error, *error.others)]
+    except HallmarkError as error:
+        found.append(Finding(what, str(error), error))
+    return found
+
+
+def _recipes(configuration: Configuration) -> Iterator[Finding]:
+    for recipe in _all_recipes(configuration):
+        yield Finding("recipe", f"{recipe.name}: {recipe.sku}, {len(recipe.steps)} steps")
+        images = ImageStore(
+            configuration.path(configuration.file.trust.images),
+            configuration.path(configuration.file.trust.firmware),
+        )
+        for name in recipe.images():
+            image, descriptor = images.sealed(name)
+            with open(descriptor, "rb"):
+                yield Finding("image", f"{name}: version {image.version}, {image.size} octets, signed")
+        if any(item.step.use == "tpm-ownership" and item.options.wanted for item in recipe.steps):
+            if not configuration.file.escrow.officers:
+                raise configuration.source.error(
+                    ("escrow", "officers"),
+                    f"recipe {recipe.name} sets auths; expected at least one escrow officer",
+                )
+        if any(item.step.use == "enroll" for item in recipe.steps) and not configuration.file.sink:
+            raise configuration.source.error(
+                ("sink",), f"recipe {recipe.name} enrolls; expected at least one sink"
+            )
+    if not configuration.file.nest:
+        yield Finding("nests", "none: the station will serve no board", warning=True)
+    if not configuration.file.discovery:
+        yield Finding("discovery", "none: the station will see no board", warning=True)
+
+
+def _all_recipes(configuration: Configuration) -> list[Recipe]:
+    return [
+        load_recipe(configuration, name) for name in sorted({nest.recipe for nest in configuration.file.nest})
+    ]
+
+
+def _profiles(configuration: Configuration) -> Iterator[Finding]:
+    folder = configuration.path(configuration.file.signer.profiles)
+    profiles = load_profiles(folder)
+    for recipe in _all_recipes(configuration):
+        for name in recipe.profiles():
+            if name not in profiles:
+                raise ConfigError(
+                    f"recipe {recipe.name} names profile {name!r}; expected {name}.toml", file=str(folder)
+                )
+            yield Finding("profile", f"{name}: {profiles[name].file.validity.days} days")
+
+
+def _ek_trust(configuration: Configuration) -> Iterator[Finding]:
+    folder = configuration.path(configuration.file.trust.ek)
+    certificates = [x509.load_der_x509_certificate(der) for der in load_folder(folder)]
+    roots = [item for item in certificates if item.subject == item.issuer]
+    required = any(
+        item.step.use == "tpm-identity" and item.options.ek_certificate != "none"
+        for recipe in _all_recipes(configuration)
+        for item in recipe.steps
+    )
+    if required and not roots:
+        raise ConfigError("holds no EK root; expected the TPM vendors' roots", file=str(folder))
+    yield Finding("EK trust store", f"{len(roots)} roots, {len(certificates) - len(roots)} intermediates")
+    yield from _dates("EK trust store", certificates)
+
+
+def _officers(configuration: Configuration) -> Iterator[Finding]:
+    for name in configuration.file.escrow.officers:
+        for certificate in load_file(configuration.path(name)):
+            yield Finding("escrow officer", certificate.subject.rfc4514_string())
+            yield from _dates("escrow officer", [certificate])
+
+
+def _dates(what: str, certificates: list[x509.Certificate]) -> Iterator[Finding]:
+    now = datetime.datetime.now(datetime.UTC)
+    for certificate in certificates:
+        if certificate.not_valid_after_utc < now + SOON:
+            day = certificate.not_valid_after_utc.date()
+            yield Finding(what, f"{certificate.subject.rfc4514_string()} ends {day}", warning=True)
+
+
+def _credentials(configuration: Configuration) -> Iterator[Finding]:
+    """Each credential that a sink names is there, and closed to others."""
+    for index, sink in enumerate(configuration.file.sink):
+        name = sink.settings.get("key")
+        if not isinstance(name, str):
+            continue
+        path = configuration.paths.credential(name)
+        key = ("sink", index, "settings", "key")
+        try:
+            mode = path.stat().st_mode
+        except PermissionError:
+            yield Finding("credential", f"{name}: only its own service may look", warning=True)
+            continue
+        except OSError:
+            error = configuration.source.error(
+                key, f"credential {name!r} is missing; expected the file {path}"
+            )
+            yield Finding("credential", str(error), error)
+            continue
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            error = configuration.source.error(key, f"{path} is open to others; expected mode 0600")
+            yield Finding("credential", str(error), error)
+        else:
+            yield Finding("credential", f"{name}: there, closed to others")
+
+
+def _token(configuration: Configuration) -> Iterator[Finding]:
+    try:
+        state = SignerClient(configuration.paths.signer_socket).check_token()
+    except PeerUnavailable as error:
+        yield Finding("CA token", f"the signer isn't running ({error})", error)
+        return
+    if state.condition == TokenCondition.READY and state.chain:
+        yield Finding("CA token", f"{state.label}: ready, issues as {state.subject} until {state.not_after}")
+        yield from _dates("CA", [x509.load_der_x509_certificate(state.chain[0])])
+    else:
+        error = HallmarkError(f"{state.label}: {state.condition} {state.problem}", hint=state.hint or None)
+        yield Finding("CA token", str(error), error)
