@@ -29,7 +29,7 @@ LOCKS: Final = ("build", "run", "dev")
 
 CODE: Final = ("hal", "station", "drivers")
 DATA: Final = ("config", "systemd")
-CODECS: Final = frozenset({"codec", "codecs", "framing", "frames", "wire", "messages", "protocol"})
+CODECS: Final = frozenset({"codec", "codecs", "framing", "frames", "wire", "messages", "protocol", "vendor"})
 """Module names that say "bytes in, values out, no device": what the emulated surroundings may share with a driver."""
 
 HAL_RULE: Final = "rule 1: hal imports the standard library, and cryptography for type checking only"
