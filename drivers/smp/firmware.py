@@ -15,7 +15,7 @@ from smp import os_management
 
 from drivers.smp import mcuboot
 from drivers.smp.link import Link
-from drivers.smp.messages import MGMT_ENOTSUP, BoardError
+from drivers.smp.messages import BoardError
 from drivers.smp.upload import Upload
 from hal.call import Call
 from hal.errors import (
@@ -32,6 +32,7 @@ _IMAGE_LIMIT: Final = 16
 """Images that one board may name: two slots of eight images."""
 _VERSION_LIMIT: Final = 64
 _HASH_LIMIT: Final = 64
+_FIRST_SLOT: Final = "slot 0"
 _POLL_SECONDS: Final = 0.2
 
 
@@ -72,18 +73,17 @@ class SmpFirmware:
 
         A board that runs it already is left alone.
         """
-        running = next((found for found in self.installed(call) if found.digest == digest), None)
-        if running is None:
+        images = self.installed(call)
+        ours = [found for found in images if found.digest == digest]
+        if not ours:
             problem = "the board has no image of this hash to start"
             raise VerifyMismatch(problem)
-        if running.active:
+        if any(found.active for found in ours):
             return
-        try:
+        # A bootloader in serial recovery runs none of its images, and starts what is in the first slot at reset.
+        in_recovery = not any(found.active for found in images)
+        if not (in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)):
             self._set_state(call, digest, confirm=False)
-        except FlashRejected as exc:
-            # A bootloader in serial recovery starts what is in its one slot and may know no states.
-            if not (isinstance(exc.__cause__, BoardError) and exc.__cause__.is_smp(MGMT_ENOTSUP)):
-                raise
         try:
             self._reset(call)
             self._await(call, digest)

@@ -65,14 +65,6 @@ def parse(data: bytes) -> McubootImage:
     return McubootImage(version, digests[0])
 
 
-def compose(body: bytes, version: tuple[int, int, int, int] = (0, 0, 0, 0), header_size: int = 32) -> bytes:
-    """An unsigned image around `body`, as `imgtool create` without a key makes it. For boards of the bench."""
-    head = _HEADER.pack(MAGIC, 0, header_size, 0, len(body), 0, *version, 0).ljust(header_size, b"\x00")
-    digest = hashlib.sha256(head + body).digest()
-    tlv = _TLV.pack(TLV_SHA256, len(digest)) + digest
-    return head + body + _TLV_INFO.pack(TLV_INFO_MAGIC, _TLV_INFO.size + len(tlv)) + tlv
-
-
 def _tlvs(data: bytes, offset: int, magic: int) -> tuple[int, list[tuple[int, bytes]]]:
     """The offset after a TLV area, and its (type, value) pairs."""
     if offset + _TLV_INFO.size > len(data):
