@@ -1,0 +1,309 @@
+"""What people and scripts see of the store: units, their whole records, outbox rows. Reads only.
+
+Each question is bounded by a limit. Times leave as Unix seconds; octets as they are (msgspec writes base64 into JSON).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+import msgspec
+from msgspec import Struct
+
+from station.messages import Facts
+from station.status.view import PAGE_LIMIT, EventView
+from station.store import audit, certificates, visits
+
+PART_LIMIT: Final = 200
+"""Rows of each part (actions, visits, events ...) of one unit's record: the newest."""
+LAST_CHARACTER: Final = "\U0010ffff"
+"""Sorts behind every continuation of a prefix."""
+
+
+class UnitSummary(Struct, frozen=True):
+    """One line of the list of units. `state`: open, passed or quarantined; `outcome` of its last visit."""
+
+    unit: str
+    registration_id: str
+    sku: str
+    state: str
+    created_at: float
+    passed_at: float | None
+    quarantine: str | None
+    outcome: str | None
+    visit: str | None
+
+
+class IdentifierRecord(Struct, frozen=True):
+    kind: str
+    value: str
+    strong: bool
+
+
+class ActionRecord(Struct, frozen=True):
+    visit: str
+    step: str
+    action: str
+    begun_at: float | None
+    done_at: float | None
+    found: bool
+
+
+class VisitRecord(Struct, frozen=True):
+    visit: str
+    nest: str
+    place: str
+    recipe_pass: str
+    recipe_digest: bytes
+    opened_at: float
+    closed_at: float | None
+    outcome: str | None
+    step: str | None
+    action: str | None
+    code: str | None
+    message: str | None
+    hint: str | None
+
+
+class CertificateRecord(Struct, frozen=True):
+    profile: str
+    serial: str
+    not_after: float
+    chain: list[bytes]
+
+
+class EscrowRecord(Struct, frozen=True):
+    ek_name: bytes
+    generation: int
+    hierarchies: list[str]
+    sealed: bytes
+    recorded_at: float
+
+
+class OutboxRecord(Struct, frozen=True):
+    """`content` is what was queued, `sent` the same as the sink received it; both empty in lists."""
+
+    seq: int
+    kind: str
+    unit: str
+    registration_id: str
+    sink: str
+    state: str
+    tries: int
+    queued_at: float
+    closed_at: float | None
+    code: str | None
+    message: str | None
+    hint: str | None
+    etag: str | None
+    existed: bool
+    content: bytes = b""
+    sent: bytes = b""
+
+
+class UnitRecord(Struct, frozen=True):
+    """All that is known of a unit."""
+
+    summary: UnitSummary
+    work_order: str | None
+    identifiers: list[IdentifierRecord]
+    facts: dict[str, Facts]
+    intents: list[str]
+    actions: list[ActionRecord]
+    visits: list[VisitRecord]
+    certificate: CertificateRecord | None
+    escrows: list[EscrowRecord]
+    outbox: list[OutboxRecord]
+    events: list[EventView]
+
+
+_SUMMARY: Final = """
+SELECT units.unit, registration_id, units.sku, created, passed, quarantine, last.outcome, last.visit
+  FROM units LEFT JOIN visits AS last ON last.rowid =
+       (SELECT rowid FROM visits WHERE unit = units.unit ORDER BY opened DESC, rowid DESC LIMIT 1)
+"""
+_OUTBOX: Final = "seq, kind, outbox.unit, registration_id, sink, state, tries, outbox.queued, closed, code, message, hint, etag, existed"
+_names: Final[msgspec.msgpack.Decoder[list[str]]] = msgspec.msgpack.Decoder(list[str])
+
+
+def units(db: apsw.Connection, limit: int, after: str | None, query: str | None) -> list[UnitSummary]:
+    """Newest first, beginning behind the unit `after`; `query` is the beginning of an ID or another identifier."""
+    before = db.execute("SELECT id FROM units WHERE unit = ? OR registration_id = ?", (after, after)).get
+    bound = before if before is not None else (1 << 62)
+    limit = max(0, min(limit, PAGE_LIMIT))
+    if not query:
+        rows = db.execute(f"{_SUMMARY} WHERE units.id < ? ORDER BY units.id DESC LIMIT ?", (bound, limit))
+    else:
+        end = query + LAST_CHARACTER
+        rows = db.execute(
+            _SUMMARY + " WHERE units.id < ?3 AND units.unit IN ("
+            " SELECT unit FROM units WHERE registration_id BETWEEN ?1 AND ?2"
+            " UNION SELECT unit FROM units WHERE unit BETWEEN ?1 AND ?2"
+            " UNION SELECT unit FROM identifiers WHERE value BETWEEN ?1 AND ?2"
+            ") ORDER BY units.id DESC LIMIT ?4",
+            (query, end, bound, limit),
+        )
+    return [_summary(*row) for row in rows]
+
+
+def unit_of(db: apsw.Connection, name: str) -> str | None:
+    """The unit ID for a unit ID or a registration ID."""
+    found: str | None = db.execute(
+        "SELECT unit FROM units WHERE unit = ?1 OR registration_id = ?1", (name,)
+    ).get
+    return found
+
+
+def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
+    """The whole record by unit ID or registration ID, None where there is none."""
+    found = unit_of(db, name)
+    if found is None:
+        return None
+    return UnitRecord(
+        summary=_summary(*list(db.execute(f"{_SUMMARY} WHERE units.unit = ?", (found,)))[0]),
+        work_order=db.execute("SELECT work_order FROM units WHERE unit = ?", (found,)).get,
+        identifiers=_identifiers(db, found),
+        facts=visits.facts_of(db, found),
+        intents=visits.intents_of(db, found),
+        actions=_actions(db, found),
+        visits=_visits(db, found),
+        certificate=_certificate(db, found),
+        escrows=_escrows(db, found),
+        outbox=_outbox_of(db, found),
+        events=audit.events_of(db, found, PART_LIMIT),
+    )
+
+
+def outbox_items(db: apsw.Connection, limit: int, after: int, state: str | None) -> list[OutboxRecord]:
+    """Rows with a number over `after`, in order, of one state or all; without content."""
+    limit = max(0, min(limit, PAGE_LIMIT))
+    # Spelled out, so that the partial indexes serve: a parameter would make it read a million acknowledged rows.
+    where = f"AND state = '{state}'" if state in {"queued", "parked"} else "AND (?2 IS NULL OR state = ?2)"
+    rows = db.execute(
+        f"SELECT {_OUTBOX} FROM outbox JOIN units USING (unit) WHERE seq > ?1 {where} ORDER BY seq LIMIT ?3",  # noqa: S608 - constants
+        (after, state, limit),
+    )
+    return [_outbox(*row) for row in rows]
+
+
+def _summary(
+    name: str,
+    registration_id: str,
+    sku: str,
+    created: int,
+    passed: int | None,
+    quarantine: str | None,
+    outcome: str | None,
+    visit: str | None,
+) -> UnitSummary:
+    state = "quarantined" if quarantine is not None else "passed" if passed is not None else "open"
+    return UnitSummary(
+        name, registration_id, sku, state, created / 1000, _seconds(passed), quarantine, outcome, visit
+    )
+
+
+def _identifiers(db: apsw.Connection, name: str) -> list[IdentifierRecord]:
+    rows = db.execute(
+        "SELECT kind, value, strong FROM identifiers WHERE unit = ? ORDER BY strong DESC, kind, value",
+        (name,),
+    )
+    return [IdentifierRecord(kind, value, bool(strong)) for kind, value, strong in rows]
+
+
+def _actions(db: apsw.Connection, name: str) -> list[ActionRecord]:
+    rows = list(
+        db.execute(
+            "SELECT visit, step, action, begun, done, found FROM actions WHERE unit = ? ORDER BY id DESC LIMIT ?",
+            (name, PART_LIMIT),
+        )
+    )
+    return [
+        ActionRecord(visit, step, action, _seconds(begun), _seconds(done), bool(found))
+        for visit, step, action, begun, done, found in reversed(rows)
+    ]
+
+
+def _visits(db: apsw.Connection, name: str) -> list[VisitRecord]:
+    rows = list(
+        db.execute(
+            "SELECT visit, nest, place, recipe_pass, recipe_digest, opened / 1000.0, closed / 1000.0, outcome, step,"
+            " action, code, message, hint FROM visits WHERE unit = ? ORDER BY opened DESC, rowid DESC LIMIT ?",
+            (name, PART_LIMIT),
+        )
+    )
+    return [VisitRecord(*row) for row in reversed(rows)]
+
+
+def _certificate(db: apsw.Connection, name: str) -> CertificateRecord | None:
+    row = db.execute("SELECT profile, serial, not_after FROM certificates WHERE unit = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    return CertificateRecord(row[0], row[1], row[2] / 1000, certificates.of_unit(db, name) or [])
+
+
+def _escrows(db: apsw.Connection, name: str) -> list[EscrowRecord]:
+    rows = list(
+        db.execute(
+            "SELECT ek_name, generation, hierarchies, sealed, recorded FROM escrows WHERE unit = ?"
+            " ORDER BY generation DESC LIMIT ?",
+            (name, PART_LIMIT),
+        )
+    )
+    return [
+        EscrowRecord(ek_name, generation, _names.decode(hierarchies), sealed, recorded / 1000)
+        for ek_name, generation, hierarchies, sealed, recorded in reversed(rows)
+    ]
+
+
+def _outbox_of(db: apsw.Connection, name: str) -> list[OutboxRecord]:
+    rows = list(
+        db.execute(
+            f"SELECT {_OUTBOX}, content, coalesce(sent, x'') FROM outbox JOIN units USING (unit)"  # noqa: S608 - a constant
+            " WHERE outbox.unit = ? ORDER BY seq DESC LIMIT ?",
+            (name, PART_LIMIT),
+        )
+    )
+    return [_outbox(*row) for row in reversed(rows)]
+
+
+def _outbox(
+    seq: int,
+    kind: str,
+    name: str,
+    registration_id: str,
+    sink: str,
+    state: str,
+    tries: int,
+    queued: int,
+    closed: int | None,
+    code: str | None,
+    message: str | None,
+    hint: str | None,
+    etag: str | None,
+    existed: int,
+    content: bytes = b"",
+    sent: bytes = b"",
+) -> OutboxRecord:
+    return OutboxRecord(
+        seq,
+        kind,
+        name,
+        registration_id,
+        sink,
+        state,
+        tries,
+        queued / 1000,
+        _seconds(closed),
+        code,
+        message,
+        hint,
+        etag,
+        bool(existed),
+        content,
+        sent,
+    )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000

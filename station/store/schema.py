@@ -1,0 +1,232 @@
+"""The store's schema as numbered migrations: forward only, each in one transaction, none ever edited once released.
+
+Times are integer milliseconds since 1970 (UTC). Facts are MessagePack. Nothing here holds a secret in clear: `sealed`
+is CMS to the escrow officers, `wrapped` is under the token's key. Queries don't belong here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from hal.errors import StationError
+
+APPLICATION_ID: Final = 0x48414C4D
+"""PRAGMA application_id: "HALM", so that another program's database is never taken for ours."""
+
+V1: Final = """
+CREATE TABLE work_orders (
+    id        TEXT PRIMARY KEY NOT NULL,
+    sku       TEXT NOT NULL,
+    quantity  INTEGER NOT NULL CHECK (quantity > 0),
+    position  INTEGER NOT NULL,                               -- orders of one SKU are used up in this order
+    active    INTEGER NOT NULL CHECK (active IN (0, 1)),      -- 0: no longer in station.toml
+    attempts  INTEGER NOT NULL DEFAULT 0 CHECK (attempts >= 0),
+    passed    INTEGER NOT NULL DEFAULT 0 CHECK (passed >= 0)
+) STRICT;
+CREATE INDEX work_orders_sku ON work_orders (sku, position) WHERE active = 1;
+
+CREATE TABLE units (
+    id               INTEGER PRIMARY KEY AUTOINCREMENT,
+    unit             TEXT NOT NULL UNIQUE,
+    registration_id  TEXT NOT NULL UNIQUE,
+    sku              TEXT NOT NULL,
+    created          INTEGER NOT NULL,
+    passed           INTEGER,                                 -- when it first passed
+    quarantine       TEXT,                                    -- why it waits for a person, or NULL
+    work_order       TEXT REFERENCES work_orders (id)         -- the order that it was counted against, once
+) STRICT;
+
+CREATE TABLE visits (
+    visit          TEXT PRIMARY KEY NOT NULL,
+    nest           TEXT NOT NULL,
+    boot           TEXT NOT NULL,
+    number         INTEGER NOT NULL,
+    place          TEXT NOT NULL,
+    sku            TEXT NOT NULL,
+    recipe_pass    TEXT NOT NULL,
+    recipe_digest  BLOB NOT NULL,
+    unit           TEXT REFERENCES units (unit),
+    work_order     TEXT REFERENCES work_orders (id),
+    opened         INTEGER NOT NULL,
+    closed         INTEGER,
+    outcome        TEXT CHECK (outcome IN ('PASS', 'FAIL', 'ERROR', 'REFUSED', 'ABORTED')),
+    step           TEXT,
+    action         TEXT,
+    code           TEXT,
+    message        TEXT,
+    hint           TEXT,
+    UNIQUE (nest, boot, number),
+    CHECK ((closed IS NULL) = (outcome IS NULL)),
+    CHECK (outcome IS NOT 'PASS' OR unit IS NOT NULL)
+) STRICT;
+CREATE INDEX visits_unit ON visits (unit, opened) WHERE unit IS NOT NULL;
+-- One board is in one nest at a time, and a nest holds one board.
+CREATE UNIQUE INDEX visits_open_unit ON visits (unit) WHERE closed IS NULL AND unit IS NOT NULL;
+CREATE UNIQUE INDEX visits_open_nest ON visits (nest) WHERE closed IS NULL;
+CREATE INDEX visits_open_order ON visits (work_order) WHERE closed IS NULL;
+
+CREATE TABLE identifiers (
+    kind      TEXT NOT NULL,
+    value     TEXT NOT NULL,
+    unit      TEXT NOT NULL REFERENCES units (unit),
+    strong    INTEGER NOT NULL CHECK (strong IN (0, 1)),      -- 0: the board only claims it
+    visit     TEXT NOT NULL REFERENCES visits (visit),
+    recorded  INTEGER NOT NULL,
+    UNIQUE (kind, value)
+) STRICT;
+CREATE INDEX identifiers_unit ON identifiers (unit, kind);
+CREATE INDEX identifiers_value ON identifiers (value);
+CREATE UNIQUE INDEX identifiers_strong ON identifiers (unit, kind) WHERE strong = 1;
+
+CREATE TABLE actions (
+    id      INTEGER PRIMARY KEY,
+    visit   TEXT NOT NULL REFERENCES visits (visit),
+    unit    TEXT REFERENCES units (unit),
+    step    TEXT NOT NULL,
+    action  TEXT NOT NULL,
+    begun   INTEGER,                                          -- the intent; NULL when probing found it done
+    done    INTEGER,
+    found   INTEGER NOT NULL DEFAULT 0 CHECK (found IN (0, 1)),
+    facts   BLOB,
+    UNIQUE (visit, step, action),
+    CHECK (begun IS NOT NULL OR done IS NOT NULL),
+    CHECK ((done IS NULL) = (facts IS NULL))
+) STRICT;
+CREATE INDEX actions_unit ON actions (unit, step, action, id) WHERE unit IS NOT NULL;
+
+CREATE TABLE certificates (
+    unit       TEXT PRIMARY KEY NOT NULL REFERENCES units (unit),
+    visit      TEXT NOT NULL REFERENCES visits (visit),
+    profile    TEXT NOT NULL,
+    key        BLOB NOT NULL UNIQUE CHECK (length(key) = 32), -- SHA-256 of the SubjectPublicKeyInfo
+    issuer     BLOB NOT NULL,                                 -- DER Name
+    serial     TEXT NOT NULL,                                 -- hex
+    not_after  INTEGER NOT NULL,
+    chain      BLOB NOT NULL,                                 -- MessagePack list of DER, leaf first
+    recorded   INTEGER NOT NULL,
+    UNIQUE (issuer, serial)
+) STRICT;
+
+CREATE TABLE escrows (
+    ek_name      BLOB NOT NULL,
+    generation   INTEGER NOT NULL CHECK (generation > 0),
+    unit         TEXT NOT NULL REFERENCES units (unit),
+    visit        TEXT NOT NULL REFERENCES visits (visit),
+    hierarchies  BLOB NOT NULL,                               -- MessagePack list of names
+    sealed       BLOB NOT NULL,
+    recorded     INTEGER NOT NULL,
+    PRIMARY KEY (ek_name, generation)
+) STRICT;
+CREATE INDEX escrows_unit ON escrows (unit);
+CREATE TRIGGER escrows_keep_rows BEFORE DELETE ON escrows
+    BEGIN SELECT raise(ABORT, 'escrows are append-only'); END;
+CREATE TRIGGER escrows_keep_content BEFORE UPDATE ON escrows
+    BEGIN SELECT raise(ABORT, 'escrows are append-only'); END;
+
+CREATE TABLE resume_copies (
+    ek_name     BLOB NOT NULL,
+    generation  INTEGER NOT NULL,
+    wrapped     BLOB NOT NULL,
+    PRIMARY KEY (ek_name, generation),
+    FOREIGN KEY (ek_name, generation) REFERENCES escrows (ek_name, generation)
+) STRICT;
+
+CREATE TABLE outbox (
+    seq           INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind          TEXT NOT NULL CHECK (kind IN ('enrollment', 'archive')),
+    unit          TEXT NOT NULL REFERENCES units (unit),
+    sink          TEXT NOT NULL,
+    digest        BLOB NOT NULL CHECK (length(digest) = 32),
+    content       BLOB NOT NULL,
+    queued        INTEGER NOT NULL,
+    state         TEXT NOT NULL DEFAULT 'queued'
+                  CHECK (state IN ('queued', 'parked', 'acknowledged', 'superseded')),
+    tries         INTEGER NOT NULL DEFAULT 0 CHECK (tries >= 0),
+    closed        INTEGER,                                    -- when it left 'queued'
+    code          TEXT,                                       -- the last problem
+    message       TEXT,
+    hint          TEXT,
+    etag          TEXT,
+    existed       INTEGER NOT NULL DEFAULT 0 CHECK (existed IN (0, 1)),
+    sent          BLOB,                                       -- as the sink received it
+    CHECK ((state = 'queued') = (closed IS NULL))
+) STRICT;
+-- Least tried first: items that keep failing can't starve the rest of the queue.
+CREATE INDEX outbox_due ON outbox (sink, tries, seq) WHERE state = 'queued';
+CREATE INDEX outbox_oldest ON outbox (kind, queued) WHERE state = 'queued';
+CREATE INDEX outbox_unit ON outbox (unit, kind, sink, seq);
+-- One enrollment in effect for each unit and sink: at most one is on its way.
+CREATE UNIQUE INDEX outbox_one_queued ON outbox (unit, kind, sink) WHERE state = 'queued';
+CREATE INDEX outbox_parked ON outbox (seq) WHERE state = 'parked';
+CREATE TRIGGER outbox_keep_content BEFORE UPDATE OF kind, unit, sink, digest, content ON outbox
+    BEGIN SELECT raise(ABORT, 'what is queued does not change'); END;
+
+-- count(*) over a million rows takes most of a second; these are kept by triggers.
+CREATE TABLE outbox_depth (
+    kind    TEXT NOT NULL,
+    sink    TEXT NOT NULL,
+    state   TEXT NOT NULL,
+    rows    INTEGER NOT NULL DEFAULT 0 CHECK (rows >= 0),
+    latest  INTEGER,
+    PRIMARY KEY (kind, sink, state)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER outbox_depth_in AFTER INSERT ON outbox BEGIN
+    INSERT INTO outbox_depth (kind, sink, state, rows, latest) VALUES (new.kind, new.sink, new.state, 1, new.queued)
+        ON CONFLICT DO UPDATE SET rows = rows + 1, latest = excluded.latest;
+END;
+CREATE TRIGGER outbox_depth_move AFTER UPDATE OF state ON outbox WHEN old.state <> new.state BEGIN
+    UPDATE outbox_depth SET rows = rows - 1 WHERE (kind, sink, state) = (old.kind, old.sink, old.state);
+    INSERT INTO outbox_depth (kind, sink, state, rows, latest)
+        VALUES (new.kind, new.sink, new.state, 1, coalesce(new.closed, new.queued))
+        ON CONFLICT DO UPDATE SET rows = rows + 1, latest = excluded.latest;
+END;
+CREATE TRIGGER outbox_depth_out AFTER DELETE ON outbox BEGIN
+    UPDATE outbox_depth SET rows = rows - 1 WHERE (kind, sink, state) = (old.kind, old.sink, old.state);
+END;
+
+CREATE TABLE audit (
+    seq     INTEGER PRIMARY KEY AUTOINCREMENT,
+    at      INTEGER NOT NULL,
+    kind    TEXT NOT NULL,
+    unit    TEXT,
+    visit   TEXT,
+    nest    TEXT,
+    step    TEXT,
+    fields  TEXT NOT NULL                                     -- JSON object, sorted keys
+) STRICT;
+CREATE INDEX audit_unit ON audit (unit, seq) WHERE unit IS NOT NULL;
+CREATE TRIGGER audit_keep_rows BEFORE DELETE ON audit
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+CREATE TRIGGER audit_keep_content BEFORE UPDATE ON audit
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1,)
+"""Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
+
+
+def version(db: apsw.Connection) -> int:
+    """The store's version, 0 for an empty file. StationError for a database that isn't a Hallmark store."""
+    number = db.pragma("user_version")
+    owner = db.pragma("application_id")
+    if number and owner != APPLICATION_ID:
+        raise StationError(f"the database is no Hallmark store (application_id {owner:#x})")
+    return int(number)
+
+
+def migrate(db: apsw.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> int:
+    """Brings the store to the newest version, one durable transaction for each migration. The version it had."""
+    found = version(db)
+    if found > len(migrations):
+        raise StationError(
+            f"the store has version {found}, this Hallmark knows up to {len(migrations)}",
+            hint="Install the Hallmark version that was used last: stores are never migrated back.",
+        )
+    for number, script in enumerate(migrations[found:], found + 1):
+        with db:
+            db.execute(script)
+            db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            db.execute(f"PRAGMA user_version = {number}")
+    return found

@@ -1,0 +1,364 @@
+"""The store as the station uses it: each method one durable transaction, or one bounded read.
+
+It only puts the rooms beside it together: the writer's thread, the readers, the rules for identity, journal, escrow,
+outbox. A method that writes returns once its rows are on the disk, or raises and has changed nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import apsw
+
+from hal.errors import IdentityConflict, Outcome, StationError, StoreUnavailable
+from station import messages
+from station.status.view import EventView
+from station.store import audit, certificates, escrow, identity, orders, outbox, passing, records, visits
+from station.store.ballast import SIZE, Ballast
+from station.store.database import FULL_HINT, StationLock, open_writer
+from station.store.leases import Leases
+from station.store.orders import WorkOrder
+from station.store.outbox import Depth
+from station.store.readers import Readers
+from station.store.writer import Writer
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+def wall_clock() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+class _Writing:
+    """The writing half: lock, thread, ballast, leases."""
+
+    def __init__(self, path: Path, committed: Callable[[apsw.Connection], None], ballast: int) -> None:
+        self.lock = StationLock(path)
+        self.ballast = Ballast(path, ballast)
+        self.leases = Leases()
+        try:
+            try:
+                db = open_writer(path)
+            except StoreUnavailable:
+                # On a full disk the WAL's index can't be made either.
+                if not self.ballast.release():
+                    raise
+                db = open_writer(path)
+            self.ballast.ensure()
+            self.writer = Writer(db, committed)
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def close(self) -> None:
+        self.writer.close()
+        self.lock.release()
+
+
+class Store:
+    """One station's memory. Thread-safe. `open` it, `close` it."""
+
+    def __init__(self, path: Path, *, readonly: bool, clock: Callable[[], int], ballast: int) -> None:
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._commits = 0
+        self._last_event = 0
+        self._writing = None if readonly else _Writing(path, self._on_commit, ballast)
+        self._readers = Readers(path)
+        try:
+            self._last_event = self._readers.read(audit.last)
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        readonly: bool = False,
+        clock: Callable[[], int] = wall_clock,
+        ballast: int = SIZE,
+    ) -> Self:
+        """Opens or makes the store. StationError when another station has it, StoreUnavailable when the disk won't."""
+        return cls(path, readonly=readonly, clock=clock, ballast=ballast)
+
+    def close(self) -> None:
+        """Waits for what is being written, and wakes whoever waits for events."""
+        if self._writing is not None:
+            self._writing.close()
+        self._readers.close()
+        with self._changed:
+            self._changed.notify_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- visits and units --------------------------------------------------------------------------------------
+
+    def open_visit(
+        self, nest: str, place: str, sku: str, recipe_pass: str, recipe_digest: bytes, boot_id: str
+    ) -> str:
+        """Opens a visit and gives its name. Refused while the disk is too full to be sure of ending it well."""
+        if not self._writable.ballast.ensure():
+            raise StoreUnavailable("the disk is nearly full: no new visit begins", hint=FULL_HINT)
+        return self._write(visits.open_visit, nest, place, sku, recipe_pass, recipe_digest, boot_id)
+
+    def join(
+        self, visit: str, kind: str, value: str, registration_id: str, claims: Sequence[tuple[str, str]]
+    ) -> messages.Unit:
+        """Ties the visit to its unit. IdentityConflict, Quarantined or QuotaSpent say why this board can't go on."""
+        found = self._write(identity.join, visit, kind, value, registration_id, claims)
+        if isinstance(found, IdentityConflict):
+            raise found
+        return found
+
+    def begin(self, visit: str, step: str, action: str) -> None:
+        """The intent to do an action, before it is done."""
+        self._write(visits.begin, visit, step, action)
+
+    def done(self, visit: str, step: str, action: str, facts: messages.Facts, found: bool = False) -> None:
+        """An action's result, seen on the device."""
+        self._write(visits.done, visit, step, action, facts, found=found)
+
+    def next_generation(self, ek_name: bytes) -> int:
+        """The generation that the next `protect` of this EK has."""
+        return self._readers.read(lambda db: escrow.next_generation(db, ek_name))
+
+    def protect(
+        self,
+        visit: str,
+        ek_name: bytes,
+        hierarchies: Sequence[str],
+        sealed: bytes,
+        wrapped: bytes,
+        generation: int | None = None,
+    ) -> int:
+        """Escrow row and resume copy in one transaction. StationError when `generation` isn't the next one."""
+        return self._write(escrow.protect, visit, ek_name, hierarchies, sealed, wrapped, generation)
+
+    def resume_copies(self, visit: str, ek_name: bytes) -> list[tuple[int, bytes]]:
+        """(generation, wrapped), newest first, for the joined unit's own EK only: else EkMismatch."""
+        return self._readers.read(lambda db: escrow.resume_copies(db, visit, ek_name))
+
+    def resume_copy(self, visit: str, ek_name: bytes) -> tuple[int, bytes] | None:
+        """The newest of `resume_copies`."""
+        return next(iter(self.resume_copies(visit, ek_name)), None)
+
+    def record_certificate(self, visit: str, profile: str, chain: Sequence[bytes]) -> None:
+        """Keeps the unit's chain, DER, leaf first. DuplicateKey when it has another, or another unit has this key."""
+        self._write(certificates.record, visit, profile, chain)
+
+    def certificate(self, unit: str) -> list[bytes] | None:
+        """The unit's chain, DER, leaf first."""
+        return self._readers.read(lambda db: certificates.of_unit(db, unit))
+
+    def finish(
+        self,
+        visit: str,
+        step: str,
+        action: str,
+        facts: messages.Facts,
+        enrollment: bytes,
+        sinks: Sequence[str],
+        archive: bytes,
+        work_order: str | None = None,
+    ) -> None:
+        """PASS, in one transaction: see `passing`."""
+        if self._write(passing.finish, visit, step, action, facts, enrollment, sinks, archive, work_order):
+            self._writable.writer.scrub()
+
+    def fail(
+        self,
+        visit: str,
+        step: str | None,
+        action: str | None,
+        code: str,
+        message: str,
+        hint: str,
+        outcome: Outcome,
+    ) -> bool:
+        """Ends the visit without PASS. False when it has a verdict already; that one stays."""
+        return self._write_even_if_full(visits.close, visit, step, action, outcome, code, message, hint)
+
+    def recover(self) -> list[str]:
+        """At start: closes the visits that a crash left open, and names them."""
+        return self._write_even_if_full(visits.recover)
+
+    def set_quarantine(self, unit: str, reason: str | None, by: str = "") -> None:
+        """Puts a unit aside for a person's decision, or releases it. LookupError for one that isn't there."""
+        self._write(_set_quarantine, unit, reason, by)
+
+    # --- work orders -------------------------------------------------------------------------------------------
+
+    def load_work_orders(self, wanted: Sequence[tuple[str, str, int]]) -> None:
+        """(id, SKU, quantity) from the configuration, in its order."""
+        self._write(lambda db, _now: orders.load(db, wanted))
+
+    def work_order_left(self, sku: str) -> WorkOrder | None:
+        """The order the next unit counts against; its `left` is 0 when all are spent. None without any for the SKU."""
+        return self._readers.read(lambda db: orders.left(db, sku))
+
+    def work_orders(self) -> list[WorkOrder]:
+        """Those that the configuration names now."""
+        return self._readers.read(orders.active)
+
+    # --- outbox ------------------------------------------------------------------------------------------------
+
+    def lease(self, sink: str, most: int, owner: str) -> list[messages.Item]:
+        """At most `most` rows that are due and that nobody holds, held by `owner` now."""
+        return self._writable.leases.take(
+            owner, lambda held: self._readers.read(lambda db: outbox.due(db, sink, most, held))
+        )
+
+    def release(self, owner: str) -> None:
+        """Gives back all that `owner` holds."""
+        if self._writable.leases.drop_owner(owner):
+            self._notify()
+
+    def report(self, outcomes: Sequence[messages.Outcome], owner: str | None = None) -> None:
+        """Records what became of items, then ends their leases. StationError when `owner` doesn't hold them."""
+        seqs = [outcome.seq for outcome in outcomes]
+        if owner is not None and not self._writable.leases.holds(owner, seqs):
+            raise StationError("a report on items that are not leased to this connection")
+        self._write_even_if_full(outbox.report, outcomes)
+        self._writable.leases.drop(seqs)
+        self._notify()
+
+    def requeue(self, seq: int, by: str = "") -> None:
+        """Makes a parked row due again. LookupError for a number that isn't parked."""
+        self._write(outbox.requeue, seq, by)
+
+    def depth(self, kind: str = outbox.ENROLLMENT) -> Depth:
+        """How full the outbox is, in constant time."""
+        return self._readers.read(lambda db: outbox.depth(db, kind))
+
+    @property
+    def leased(self) -> int:
+        """Rows that somebody holds now."""
+        return len(self._writing.leases) if self._writing else 0
+
+    # --- reads and events --------------------------------------------------------------------------------------
+
+    def units(
+        self, limit: int, after: str | None = None, query: str | None = None
+    ) -> list[records.UnitSummary]:
+        """Newest first, behind the unit `after`; `query` is the beginning of an identifier."""
+        return self._readers.read(lambda db: records.units(db, limit, after, query))
+
+    def unit(self, unit: str) -> records.UnitRecord | None:
+        """The whole record by unit ID or registration ID."""
+        return self._readers.read(lambda db: records.unit(db, unit))
+
+    def outbox_items(
+        self, limit: int, after: int = 0, state: str | None = None
+    ) -> list[records.OutboxRecord]:
+        """Rows with a number over `after`, in order, without content."""
+        return self._readers.read(lambda db: records.outbox_items(db, limit, after, state))
+
+    def events(self, since: int, limit: int) -> list[EventView]:
+        """Audit events with a number over `since`, in order."""
+        return self._readers.read(lambda db: audit.events(db, since, limit))
+
+    def last_event(self) -> int:
+        """The highest event number there is, 0 before the first."""
+        return self._last_event if self._writing else self._readers.read(audit.last)
+
+    def append_event(
+        self,
+        kind: str,
+        unit: str | None = None,
+        nest: str | None = None,
+        step: str | None = None,
+        fields: Mapping[str, audit.Value] | None = None,
+    ) -> int:
+        """Adds an event to the audit trail and gives its number."""
+        return self._write(audit.append, kind, unit=unit, nest=nest, step=step, fields=fields)
+
+    def wait_event(self, since: int, timeout: float) -> bool:
+        """True as soon as there is an event over `since`, False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._last_event > since, timeout)
+
+    def changes(self) -> int:
+        """A number that grows with each commit and each lease that ends: for `wait_change`."""
+        with self._changed:
+            return self._commits
+
+    def wait_change(self, since: int, timeout: float) -> bool:
+        """True as soon as `changes` is over `since`, False after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._commits > since, timeout)
+
+    # --- disk --------------------------------------------------------------------------------------------------
+
+    def release_ballast(self) -> bool:
+        """Gives the space that is held back to the file system. It is made again when there is plenty."""
+        return self._writable.ballast.release()
+
+    def ensure_ballast(self) -> bool:
+        """Whether the space for winding up is held back, making it where there is room."""
+        return self._writable.ballast.ensure()
+
+    @property
+    def trouble(self) -> str | None:
+        """What keeps the writer from tidying up, for status; None when nothing does."""
+        return self._writing.writer.trouble if self._writing else None
+
+    @property
+    def _writable(self) -> _Writing:
+        if self._writing is None:
+            raise StationError("this store was opened to be read only")
+        return self._writing
+
+    def _write(
+        self, work: Callable[Concatenate[apsw.Connection, int, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return self._writable.writer.run(lambda db: work(db, self._clock(), *args, **kwargs))
+
+    def _write_even_if_full(
+        self, work: Callable[Concatenate[apsw.Connection, int, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """For what ends something that has begun: on a full disk the ballast gives it room."""
+        try:
+            return self._write(work, *args, **kwargs)
+        except StoreUnavailable:
+            if not self._writable.ballast.release():
+                raise
+            return self._write(work, *args, **kwargs)
+
+    def _on_commit(self, db: apsw.Connection) -> None:
+        last = audit.last(db)
+        with self._changed:
+            self._last_event = last
+            self._commits += 1
+            self._changed.notify_all()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._commits += 1
+            self._changed.notify_all()
+
+
+def _set_quarantine(db: apsw.Connection, now: int, unit: str, reason: str | None, by: str) -> None:
+    name = records.unit_of(db, unit)
+    if name is None:
+        raise LookupError(f"there is no unit {unit}")
+    was = db.execute("SELECT quarantine FROM units WHERE unit = ?", (name,)).get
+    if reason is None and was is None:
+        raise LookupError(f"unit {unit} isn't in quarantine")
+    db.execute("UPDATE units SET quarantine = ? WHERE unit = ?", (reason, name))
+    kind = "released" if reason is None else "quarantined"
+    audit.append(db, now, kind, unit=name, fields={"reason": reason or was, "by": by})
