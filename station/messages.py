@@ -5,7 +5,7 @@ Each request has exactly one reply: the one named in its docstring, or a `Proble
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from msgspec import Meta, Struct
@@ -15,7 +15,11 @@ from station.wire import Problem
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 Text = Annotated[str, Meta(max_length=2000)]
 Blob = Annotated[bytes, Meta(max_length=64 * 1024)]
-Fact = str | int | bool | bytes | list[str] | list[bytes] | None
+if TYPE_CHECKING:
+    Fact = str | int | bool | bytes | list[str] | list[bytes] | None
+else:
+    # msgspec can't decode into a union of str and bytes, nor of two lists: the store checks facts as they come in.
+    Fact = Any
 Facts = dict[Name, Fact]
 
 
