@@ -206,16 +206,16 @@ def _judged(answer: Answer) -> Answer:
     )
 
 
-def _reason(error: Exception) -> str:
-    """The innermost reason of a library's nested errors, without its object addresses."""
-    inner = getattr(error, "reason", None)
-    while isinstance(inner, Exception):
-        error, inner = inner, getattr(inner, "reason", None)
+def _reason(error: BaseException) -> str:
+    """The innermost cause of a library's nested errors in words, without its object addresses."""
+    inner = error.__cause__ or error.__context__
+    while inner is not None:
+        error, inner = inner, inner.__cause__ or inner.__context__
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted ({error.verify_message})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return quote(str(error).rpartition(": ")[2] or type(error).__name__, 160)
+    return quote(str(error) or type(error).__name__, 160)
 
 
 def _date(text: str | None) -> float | None:
