@@ -28,7 +28,7 @@ class Settings:
 def open_token(settings: Settings, needs: Bindings) -> Iterator[Mapping[type, object]]:
     """Never fails for want of a token: it is looked for at the first call, and again after each loss."""
     with sole_owner(settings.module) as thread:
-        pin = needs.get(TokenPin)  # type: ignore[type-abstract]  # looked up by its Protocol, as everything here
+        pin = needs.get(TokenPin)
         session = TokenSession(settings.module, settings.token, settings.canary_key, pin)
         token = Pkcs11Token(thread, session)
         try:

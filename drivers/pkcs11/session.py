@@ -162,8 +162,9 @@ class TokenSession:
             self._drop()  # a stale session may not see a key that is there
             self._note(TokenCondition.KEY_MISSING, error)
             raise
-        except PinRejected:
-            self._drop()
+        except HallmarkError:
+            if self._connected is None:
+                self._drop()  # nothing half-open is left behind by a login that wasn't tried
             raise
 
     def _done(self, result: T) -> T:
@@ -207,7 +208,7 @@ class TokenSession:
         token.open(rw=True)
         try:
             pin = self._pin.begin(self._serial, _tries(token))
-        except PinRejected as error:
+        except HallmarkError as error:
             self._note(TokenCondition.PIN_BLOCKED, error)
             raise
         try:

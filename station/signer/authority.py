@@ -26,7 +26,7 @@ ROOT_FILE: Final = "ca-root.pem"
 SIZE_LIMIT: Final = 256 * 1024
 DEPTH_LIMIT: Final = 8
 """Certificates of a chain."""
-BENCH_UNIT: Final = "bench only, not to be trusted"
+BENCH_UNIT: Final = "bench only: not to be trusted"
 """organizationalUnitName of the CAs that `hallmark ca init --bench` makes: production refuses a chain that bears it."""
 HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 

@@ -1,7 +1,7 @@
 """Calls into the token, with a deadline that holds even when a C library hangs.
 
-A thread inside a PKCS#11 module can't be stopped, and Python has no time-outs there. So a call that overruns its deadline
-by more than the grace ends the process, which systemd starts again; the ledger makes that harmless at any moment.
+A thread inside a PKCS#11 module can't be stopped, and Python has no time-outs there. So a call that overruns its
+deadline by more than the grace ends the process, which systemd starts again; the ledger makes that harmless.
 """
 
 from __future__ import annotations

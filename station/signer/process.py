@@ -56,7 +56,7 @@ class OpenToken:
 def open_token(
     configuration: Configuration, pin: PinFile | PinDescriptor | None = None
 ) -> Iterator[OpenToken]:
-    """The token that station.toml's [signer] names. Only under `ledger.sole_user`: nobody else may use its PIN's mark."""
+    """The token that station.toml's [signer] names. Only under `ledger.sole_user`, which guards its PIN's mark."""
     section = configuration.file.signer
     driver = configuration.registry.get(section.driver)
     if CaToken not in driver.offers or SecretWrap not in driver.offers:

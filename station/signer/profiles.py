@@ -65,8 +65,8 @@ class ValiditySection(Struct, frozen=True):
 class ExtensionsSection(Struct, frozen=True):
     """`san` entries: `dns:NAME` or `uri:URI`."""
 
-    key_usage: list[Literal["digital_signature", "key_encipherment", "key_agreement"]] = ["digital_signature"]
-    extended_key_usage: list[Literal["client_auth"]] = ["client_auth"]
+    key_usage: list[Literal["digital_signature", "key_encipherment", "key_agreement"]]
+    extended_key_usage: list[Literal["client_auth"]]
     san: list[Template] = []
 
 
@@ -74,7 +74,7 @@ class ProfileFile(Struct, frozen=True):
     key_type: KeyType
     subject: SubjectSection
     validity: ValiditySection
-    extensions: ExtensionsSection = ExtensionsSection()
+    extensions: ExtensionsSection
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """Answers the signer's socket: who may ask, one thread a connection, one reply a request.
 
-Each request is answered whatever state the token is in; the reply then says what is wrong. Nothing is decided here about
-certificates or tokens. What a peer sends was decoded strictly by `station.wire`; a frame that can't be ends its connection.
+Each request is answered whatever state the token is in; the reply then says what is wrong. Nothing is decided here
+about certificates or tokens. A peer's frame that `station.wire` can't decode strictly ends its connection.
 """
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import threading
@@ -70,7 +71,7 @@ class Service:
             )
         except HallmarkError as error:
             return Problem.of(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a bug met by one request is logged and told, and must not end the others
             _log.exception("a request failed in an unforeseen way", request=type(asked).__name__)
             message = "the signer failed in an unforeseen way; its log says more"
             return Problem.of(StationError(message))
@@ -184,7 +185,5 @@ class Listener:
 
 def _end_input(connection: socket.socket) -> None:
     """Whoever waits for the next request on it sees the end; a reply may still be sent."""
-    try:
+    with contextlib.suppress(OSError):  # it was closed in this very moment, which is what is wanted
         connection.shutdown(socket.SHUT_RD)
-    except OSError:
-        pass

@@ -1,7 +1,7 @@
 """The token's condition: looked at all the time, brought back after a loss, always ready to be told.
 
-A canary signature, with a key of its own, shows that the session lives; the CA key is compared with the CA's certificate.
-The driver initialises the module anew after a loss. A PIN that was refused isn't this room's to try: see `pin`.
+A canary signature, with a key of its own, shows that the session lives; the CA key is compared with the CA's
+certificate. The driver initialises the module anew after a loss. A PIN that was refused is `pin`'s matter.
 """
 
 from __future__ import annotations
