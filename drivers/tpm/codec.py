@@ -1,4 +1,4 @@
-"""The few TPM commands that are needed outside ESAPI, as octets (TPM 2.0 Parts 1 to 3): headers, capabilities, flush.
+"""The few TPM commands that are needed outside ESAPI, as octets (TPM 2.0 Parts 1 to 3).
 
 Capabilities are read here and not through tpm2-pytss: a chained `get_capability(...)[1].data.handles` of its version
 3.0.0 reads memory that is free already. No transport and no policy comes in. All integers are big-endian.
@@ -14,7 +14,7 @@ from hal.errors import ProtocolViolation
 HEADER_LENGTH: Final = 10
 """Tag (2), size (4, of all), command or response code (4): Part 1, 18."""
 MAX_MESSAGE: Final = 4096
-"""Octets of a command or response (TPM_PT_MAX_COMMAND_SIZE of most TPMs); `hal.interfaces.TpmTransport` says the same."""
+"""Octets of a command or response at most, as `hal.interfaces.TpmTransport` says."""
 
 ST_NO_SESSIONS: Final = 0x8001
 ST_SESSIONS: Final = 0x8002
@@ -109,7 +109,7 @@ def properties(response: bytes) -> tuple[bool, dict[int, int]]:
 
 
 def _capability(response: bytes, wanted: int, length: int) -> tuple[bool, list[bytes]]:
-    """moreData (1), capability (4), count (4), then `count` items of `length` octets (Part 3, 30.2)."""
+    """TPMS_CAPABILITY_DATA: moreData (1), capability (4), count (4), items of `length` octets (Part 3, 30.2)."""
     body = response[HEADER_LENGTH:]
     found, count = int.from_bytes(body[1:5], "big"), int.from_bytes(body[5:9], "big")
     if len(body) < 9 or found != wanted or len(body) != 9 + count * length:

@@ -40,9 +40,9 @@ class Tpm:
         self._tcti = TunnelTcti(transport)
         self._esapi: ESAPI | None = None
         self._open: Counter[int] = Counter()
-        self._gone = False
+        self._used = self._gone = False
         self.vouched: tuple[EndorsementKey, Secret] | None = None
-        """The EK that ownership was taken or proven with in this visit, and the owner auth that held: see `sessions`."""
+        """The EK that ownership was used with in this visit, and the owner auth that held: see `sessions`."""
 
     # --- connection ---------------------------------------------------------------------------------------------
 
@@ -50,7 +50,7 @@ class Tpm:
     def use(self, call: Call, doing: str) -> Iterator[ESAPI]:
         """ESAPI for one operation within `call`. Errors come out as `hal.errors`; `doing` begins their message."""
         call.check()
-        self._tcti.call, self._tcti.failure = call, None
+        self._tcti.begin(call)
         try:
             yield self.connected()
         except TSS2_Exception as error:
@@ -66,25 +66,23 @@ class Tpm:
             self._gone = isinstance(error, DeviceGone)
             self._drop()
             raise
-        finally:
-            self._tcti.call = Call()
 
     def close(self) -> None:
         """TPM2_Shutdown(CLEAR) if the TPM is still there, so that no power cut counts as a wrong try. Idempotent."""
-        if self._esapi is None:
-            return
         self._drop()
-        if self._gone:
+        used, self._used = self._used, False
+        if not used or self._gone:
             return
-        self._tcti.call = Call.lasting(CLOSE_SECONDS)
+        self._tcti.begin(Call.lasting(CLOSE_SECONDS))
         # The visit is over: a device that doesn't answer now has been reported by the step that noticed, or will be by
         # the next visit, whose lockout counter shows it.
         with contextlib.suppress(DeviceError):
             self._tcti.exchange(codec.shutdown())
 
     def settle(self) -> None:
-        """TPM2_Shutdown(CLEAR) in mid-visit: directly after lockout auth was used, a power cut counts as a wrong try."""
-        self._raw(codec.shutdown(), "TPM2_Shutdown")
+        """TPM2_Shutdown(CLEAR) in mid-visit: after lockout auth was used, a power cut counts as a wrong try."""
+        if self._tcti.failure is None:
+            self._raw(codec.shutdown(), "TPM2_Shutdown")
 
     def is_connected(self, esapi: ESAPI) -> bool:
         """Whether `esapi` is still the one in use: after a failure its objects are gone with it."""
@@ -94,7 +92,7 @@ class Tpm:
         if self._esapi is None:
             self._sweep()
             self._esapi = ESAPI(self._tcti)
-            self._gone = False
+            self._used, self._gone = True, False
         return self._esapi
 
     def _drop(self) -> None:

@@ -1,4 +1,4 @@
-"""The two TPM drivers: `tcti` for a TPM that this host reaches by itself, `tcti-tunnel` for one behind the board's link."""
+"""The two TPM drivers: `tcti` for a TPM of this host's, `tcti-tunnel` for one behind the board's link."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ OFFERS: Final = frozenset({EndorsementIdentity, Ownership, KeyPlace, Certificate
 
 @dataclass(frozen=True, slots=True)
 class TctiSettings:
-    """`tcti`: name[:configuration], as for tpm2-tools: device:/dev/tpmrm0, swtpm:path=/run/x, mssim:host=..., cmd:..."""
+    """`tcti`: name[:configuration] as for tpm2-tools: device:/dev/tpmrm0, swtpm:path=/run/x, mssim:host=..., cmd:..."""
 
     tcti: str = "device:/dev/tpmrm0"
+
+    @property
+    def bench_only(self) -> bool:
+        """Whether a station in production has to refuse these settings."""
+        return tcti.is_bench_only(self.tcti)
 
 
 @dataclass(frozen=True, slots=True)

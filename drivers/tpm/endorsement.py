@@ -200,7 +200,7 @@ class Endorsements:
 
     @contextlib.contextmanager
     def _ek_session(self, ek: EndorsementKey) -> Iterator[ESYS_TR]:
-        """What uses the EK: its empty auth where the template allows that (high range), else PolicySecret(ENDORSEMENT)."""
+        """What uses the EK: its empty auth where its template allows that, else PolicySecret(ENDORSEMENT)."""
         if public.attributes(ek.public) & TPMA_OBJECT.USERWITHAUTH:
             yield ESYS_TR.PASSWORD
             return

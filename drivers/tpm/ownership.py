@@ -54,9 +54,9 @@ class Owning:
             with (
                 sessions.salted(self._tpm, ek) as session,
                 sessions.authorised(self._tpm, hierarchy, current) as item,
+                self._used(hierarchy),
             ):
-                with self._lockout_used() if hierarchy is Hierarchy.LOCKOUT else contextlib.nullcontext():
-                    esapi.hierarchy_change_auth(item, new.reveal(), session1=session)
+                esapi.hierarchy_change_auth(item, new.reveal(), session1=session)
             if hierarchy is Hierarchy.OWNER:
                 self._tpm.vouched = (ek, new)
 
@@ -91,7 +91,7 @@ class Owning:
             with (
                 sessions.salted(self._tpm, ek) as session,
                 sessions.authorised(self._tpm, Hierarchy.LOCKOUT, lockout) as item,
-                self._lockout_used(),
+                self._used(Hierarchy.LOCKOUT),
             ):
                 esapi.dictionary_attack_parameters(
                     policy.max_tries,
@@ -147,8 +147,11 @@ class Owning:
             raise LockedOut("the TPM's lockout is active: its lockout auth is not tried")
 
     @contextlib.contextmanager
-    def _lockout_used(self) -> Iterator[None]:
+    def _used(self, hierarchy: Hierarchy) -> Iterator[None]:
         """Around a command with lockout auth: remembers that it was wrong, and makes a power cut harmless after it."""
+        if hierarchy is not Hierarchy.LOCKOUT:
+            yield
+            return
         try:
             yield
         except TSS2_Exception as error:

@@ -47,8 +47,8 @@ class TpmCertificateStore:
                     hint="The recipe's tpm-ownership step has to come before this one, or the certificate elsewhere.",
                 )
             with sessions.owner(self._tpm, auth) as (owner, session):
-                for index in there:
-                    if there[index] != wanted.get(index):
+                for index, content in there.items():
+                    if content != wanted.get(index):
                         nv.undefine(self._tpm, index, owner, session)
                 todo = [index for index in wanted if there.get(index) != wanted[index]]
                 for done, index in enumerate(reversed(todo)):

@@ -1,7 +1,7 @@
 """A `TpmTransport` over any TCTI of tpm2-tss: `device:/dev/tpmrm0`, `swtpm:path=...`, `mssim:...`, `cmd:...`.
 
-One transport for all of them, so that deadline, cancel and late answers are handled once; ESAPI, which would block in C,
-is not told of the TCTI. What the commands mean must not come in.
+One transport for all of them, so that deadline, cancel and late answers are handled once; ESAPI, which would block in
+C, is not told of the TCTI. What the commands mean must not come in.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from drivers.tpm.tss import TCTILdr, TSS2_Exception
 from hal.call import Call
 from hal.errors import ConfigError, DeviceBusy, DeviceGone, quote
 
-BENCH_TCTIS: Final = frozenset({"swtpm", "mssim", "cmd", "pcap", "libtpms"})
-"""TCTIs that reach a software TPM, another host, or whatever a shell command says: nothing for production."""
+BENCH_TCTIS: Final = frozenset({"swtpm", "mssim", "libtpms", "pcap"})
+"""TCTIs that lead to a software TPM or over a network. `cmd` may well lead to a chip: a TPM says itself what it is."""
 
 
 def is_bench_only(tcti: str) -> bool:
@@ -67,7 +67,7 @@ class TctiTransport:
             except TSS2_Exception as error:
                 raise DeviceBusy(
                     f"TCTI {quote(self._name)} can't be opened: {quote(str(error))}",
-                    hint="Check that the TPM's device is there, is not in use, and that the station's user may open it.",
+                    hint="Check that the TPM's device is there and free, and that the station's user may open it.",
                 ) from error
         return self._tcti
 

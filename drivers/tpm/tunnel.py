@@ -24,7 +24,7 @@ _IO_ERROR: Final = 0x000A_000A
 
 
 class TunnelTcti(PyTCTI):
-    """One TPM's TCTI. Set `call` before each use of the ESAPI on top; after a failure make a new ESAPI.
+    """One TPM's TCTI. `begin` before each use of the ESAPI on top; after a failure make a new ESAPI.
 
     `failure` is what really went wrong: ESAPI shows a bare code only, and can't be used any more after it.
     """
@@ -35,6 +35,10 @@ class TunnelTcti(PyTCTI):
         self._command: bytes | None = None
         self.call = Call()
         self.failure: BaseException | None = None
+
+    def begin(self, call: Call) -> None:
+        """From now on commands belong to `call`."""
+        self.call, self.failure = call, None
 
     def exchange(self, command: bytes) -> bytes:
         """One command to its answer within `call`. A TPM that wants it again later gets it again, after a pause."""

@@ -1,0 +1,95 @@
+"""What every EndorsementIdentity promises: `check(open_device)`, against a TPM that nobody owns and that has an EK.
+
+The TPM is the caller's; its EK is persisted by the check. No test framework comes in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+
+from hal.call import Call, Cancel
+from hal.driver import Bindings
+from hal.errors import Aborted, EkMismatch, HallmarkError, ResidencyUnproven
+from hal.interfaces import EndorsementIdentity
+from hal.types import EndorsementKey, ResidencyProof
+
+PATIENCE = 60.0
+"""Seconds for one call: real chips derive an RSA key in some ten."""
+EK_HANDLE = 0x81010001
+NAME_HASHES = {0x000B: "sha256", 0x000C: "sha384", 0x000D: "sha512"}
+
+Open = Callable[[], AbstractContextManager[Bindings]]
+
+
+def name_of(public: bytes) -> bytes:
+    """The Name of a TPM2B_PUBLIC (TPM 2.0 Part 1, 16): computed here, so that a driver can't vouch for itself."""
+    assert int.from_bytes(public[:2], "big") == len(public) - 2, "TPM2B_PUBLIC comes with its size"
+    digest = hashlib.new(NAME_HASHES[int.from_bytes(public[4:6], "big")], public[2:])
+    return public[4:6] + digest.digest()
+
+
+def raised(action: Callable[[], object]) -> HallmarkError:
+    """The error that `action` raises, which has to be one of `hal.errors`."""
+    try:
+        action()
+    except HallmarkError as error:
+        return error
+    raise AssertionError("this has to be refused")
+
+
+def cancelled() -> Call:
+    cancel = Cancel()
+    cancel.set(Aborted("the check has set it"))
+    return Call(cancel=cancel)
+
+
+def chosen(identity: EndorsementIdentity) -> EndorsementKey:
+    """The first EK of the report, persisted: what the other checks work with."""
+    return identity.persist(Call.lasting(PATIENCE), identity.endorsements(Call.lasting(PATIENCE)).keys[0])
+
+
+def check(open_device: Open) -> None:
+    """All promises, one after the other."""
+    with open_device() as device:
+        identity = device.get(EndorsementIdentity)
+        assert isinstance(raised(lambda: identity.endorsements(cancelled())), Aborted)
+        description = identity.describe(Call.lasting(PATIENCE))
+        assert description.manufacturer
+        assert description.manufacturer.isprintable()
+        report = identity.endorsements(Call.lasting(PATIENCE))
+        assert report.keys, "a TPM has at least the EK of the L-1 or L-2 template"
+        for key in report.keys:
+            assert key.name == name_of(key.public), "the Name is the hash of the public area"
+            assert key.certificate not in report.stray_certificates
+        ek = identity.persist(Call.lasting(PATIENCE), report.keys[0])
+        assert ek.handle == EK_HANDLE
+        assert ek.name == report.keys[0].name
+        proof = identity.prove_attestation_key(Call.lasting(PATIENCE), ek)
+        _holds(proof, ek)
+        again = identity.prove_attestation_key(Call.lasting(PATIENCE), ek)
+        assert again.secret != proof.secret, "each challenge is fresh"
+    with open_device() as device:
+        identity = device.get(EndorsementIdentity)
+        assert identity.persist(Call.lasting(PATIENCE), ek) == ek, "persisting twice is once"
+        found = {key.name: key for key in identity.endorsements(Call.lasting(PATIENCE)).keys}
+        assert found[ek.name].handle == EK_HANDLE, "it outlives the visit"
+        other = _foreign(ek)
+        assert isinstance(raised(lambda: identity.persist(Call.lasting(PATIENCE), other)), EkMismatch)
+        refused = raised(lambda: identity.prove_attestation_key(Call.lasting(PATIENCE), other))
+        assert isinstance(refused, EkMismatch | ResidencyUnproven), "another EK than the TPM's proves nothing"
+
+
+def _holds(proof: ResidencyProof, ek: EndorsementKey) -> None:
+    assert proof.ek_name == ek.name
+    assert proof.key_name == name_of(proof.key_public)
+    assert len(proof.secret) >= 16
+    assert proof.secret not in proof.id_object
+
+
+def _foreign(ek: EndorsementKey) -> EndorsementKey:
+    """An EK of the same kind that is no TPM's: the last octet of its key is another one."""
+    public = ek.public[:-1] + bytes([ek.public[-1] ^ 0x80])
+    return replace(ek, public=public, name=name_of(public))
