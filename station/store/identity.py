@@ -110,6 +110,27 @@ def describe(db: apsw.Connection, unit: str, *, returning: bool) -> Unit:
     )
 
 
+def unit_of(db: apsw.Connection, name: str) -> str | None:
+    """The unit ID for a unit ID or a registration ID, None where there is none."""
+    found: str | None = db.execute(
+        "SELECT unit FROM units WHERE unit = ?1 OR registration_id = ?1", (name,)
+    ).get
+    return found
+
+
+def set_quarantine(db: apsw.Connection, now: int, unit: str, reason: str | None, by: str) -> None:
+    """Puts a unit aside, or with no reason releases it. LookupError for one that isn't there, or isn't aside."""
+    name = unit_of(db, unit)
+    if name is None:
+        raise LookupError(f"there is no unit {unit}")
+    was = db.execute("SELECT quarantine FROM units WHERE unit = ?", (name,)).get
+    if reason is None and was is None:
+        raise LookupError(f"unit {unit} isn't in quarantine")
+    db.execute("UPDATE units SET quarantine = ? WHERE unit = ?", (reason, name))
+    kind = "released" if reason is None else "quarantined"
+    audit.append(db, now, kind, unit=name, fields={"reason": reason or was, "by": by})
+
+
 def _check_form(kind: str, value: str, registration_id: str, claims: Sequence[Claim]) -> None:
     form = STRONG.get(kind)
     if form is None or not form.fullmatch(value):
@@ -167,9 +188,9 @@ def _conflict(
 def _conflict_with_record(
     db: apsw.Connection, here: visits.OpenVisit, unit: str, registration_id: str, claims: Sequence[Claim]
 ) -> IdentityConflict | None:
-    recorded_id, sku, quarantine = list(
+    recorded_id, sku, quarantine = next(
         db.execute("SELECT registration_id, sku, quarantine FROM units WHERE unit = ?", (unit,))
-    )[0]
+    )
     name = _name(db, unit)
     if quarantine is not None:
         return Quarantined(f"{name} is in quarantine: {quarantine}")

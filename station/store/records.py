@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import audit, certificates, visits
+from station.store import audit, certificates, identity, visits
 
 PART_LIMIT: Final = 200
 """Rows of each part (actions, visits, events ...) of one unit's record: the newest."""
@@ -123,7 +123,14 @@ SELECT units.unit, registration_id, units.sku, created, passed, quarantine, last
   FROM units LEFT JOIN visits AS last ON last.rowid =
        (SELECT rowid FROM visits WHERE unit = units.unit ORDER BY opened DESC, rowid DESC LIMIT 1)
 """
-_OUTBOX: Final = "seq, kind, outbox.unit, registration_id, sink, state, tries, outbox.queued, closed, code, message, hint, etag, existed"
+_MATCHES: Final = """
+      SELECT unit FROM units WHERE registration_id BETWEEN ?1 AND ?2
+UNION SELECT unit FROM units WHERE unit BETWEEN ?1 AND ?2
+UNION SELECT unit FROM identifiers WHERE value BETWEEN ?1 AND ?2
+"""
+_OUTBOX: Final = """
+seq, kind, outbox.unit, registration_id, sink, state, tries, outbox.queued, closed, code, message, hint, etag, existed
+"""
 _names: Final[msgspec.msgpack.Decoder[list[str]]] = msgspec.msgpack.Decoder(list[str])
 
 
@@ -137,31 +144,19 @@ def units(db: apsw.Connection, limit: int, after: str | None, query: str | None)
     else:
         end = query + LAST_CHARACTER
         rows = db.execute(
-            _SUMMARY + " WHERE units.id < ?3 AND units.unit IN ("
-            " SELECT unit FROM units WHERE registration_id BETWEEN ?1 AND ?2"
-            " UNION SELECT unit FROM units WHERE unit BETWEEN ?1 AND ?2"
-            " UNION SELECT unit FROM identifiers WHERE value BETWEEN ?1 AND ?2"
-            ") ORDER BY units.id DESC LIMIT ?4",
+            f"{_SUMMARY} WHERE units.id < ?3 AND units.unit IN ({_MATCHES}) ORDER BY units.id DESC LIMIT ?4",
             (query, end, bound, limit),
         )
     return [_summary(*row) for row in rows]
 
 
-def unit_of(db: apsw.Connection, name: str) -> str | None:
-    """The unit ID for a unit ID or a registration ID."""
-    found: str | None = db.execute(
-        "SELECT unit FROM units WHERE unit = ?1 OR registration_id = ?1", (name,)
-    ).get
-    return found
-
-
 def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
     """The whole record by unit ID or registration ID, None where there is none."""
-    found = unit_of(db, name)
+    found = identity.unit_of(db, name)
     if found is None:
         return None
     return UnitRecord(
-        summary=_summary(*list(db.execute(f"{_SUMMARY} WHERE units.unit = ?", (found,)))[0]),
+        summary=_summary(*next(db.execute(f"{_SUMMARY} WHERE units.unit = ?", (found,)))),
         work_order=db.execute("SELECT work_order FROM units WHERE unit = ?", (found,)).get,
         identifiers=_identifiers(db, found),
         facts=visits.facts_of(db, found),

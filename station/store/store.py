@@ -15,7 +15,7 @@ from typing import Concatenate, ParamSpec, Self, TypeVar
 
 import apsw
 
-from hal.errors import IdentityConflict, Outcome, StationError, StoreUnavailable
+from hal.errors import IdentityConflict, Outcome, ProtocolViolation, StationError, StoreUnavailable
 from station import messages
 from station.status.view import EventView
 from station.store import audit, certificates, escrow, identity, orders, outbox, passing, records, visits
@@ -199,7 +199,7 @@ class Store:
 
     def set_quarantine(self, unit: str, reason: str | None, by: str = "") -> None:
         """Puts a unit aside for a person's decision, or releases it. LookupError for one that isn't there."""
-        self._write(_set_quarantine, unit, reason, by)
+        self._write(identity.set_quarantine, unit, reason, by)
 
     # --- work orders -------------------------------------------------------------------------------------------
 
@@ -226,16 +226,16 @@ class Store:
     def release(self, owner: str) -> None:
         """Gives back all that `owner` holds."""
         if self._writable.leases.drop_owner(owner):
-            self._notify()
+            self.wake()
 
     def report(self, outcomes: Sequence[messages.Outcome], owner: str | None = None) -> None:
-        """Records what became of items, then ends their leases. StationError when `owner` doesn't hold them."""
+        """Records what became of items, then ends their leases. ProtocolViolation when `owner` doesn't hold them."""
         seqs = [outcome.seq for outcome in outcomes]
         if owner is not None and not self._writable.leases.holds(owner, seqs):
-            raise StationError("a report on items that are not leased to this connection")
+            raise ProtocolViolation("a report on items that are not leased to this connection")
         self._write_even_if_full(outbox.report, outcomes)
         self._writable.leases.drop(seqs)
-        self._notify()
+        self.wake()
 
     def requeue(self, seq: int, by: str = "") -> None:
         """Makes a parked row due again. LookupError for a number that isn't parked."""
@@ -346,19 +346,8 @@ class Store:
             self._commits += 1
             self._changed.notify_all()
 
-    def _notify(self) -> None:
+    def wake(self) -> None:
+        """Wakes all who wait for a change, so that they look whether to go on waiting."""
         with self._changed:
             self._commits += 1
             self._changed.notify_all()
-
-
-def _set_quarantine(db: apsw.Connection, now: int, unit: str, reason: str | None, by: str) -> None:
-    name = records.unit_of(db, unit)
-    if name is None:
-        raise LookupError(f"there is no unit {unit}")
-    was = db.execute("SELECT quarantine FROM units WHERE unit = ?", (name,)).get
-    if reason is None and was is None:
-        raise LookupError(f"unit {unit} isn't in quarantine")
-    db.execute("UPDATE units SET quarantine = ? WHERE unit = ?", (reason, name))
-    kind = "released" if reason is None else "quarantined"
-    audit.append(db, now, kind, unit=name, fields={"reason": reason or was, "by": by})

@@ -67,7 +67,7 @@ class Writer:
         self._thread.start()
 
     def run(self, work: Work[T]) -> T:
-        """`work(connection)`, its value once that is durable; where it raises, it is undone, and the error raised here."""
+        """`work(connection)`: its value once that is durable; if it raises, it is undone and the error comes here."""
         job = _Job(work)
         with self._state_lock:
             if self._closed:
