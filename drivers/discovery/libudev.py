@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -54,13 +55,20 @@ class Libudev:
         self._errors.close()
 
     def receive(self) -> tuple[str, TtyDevice] | None:
-        """The next event (action, device), or None when there is none now. OSError(ENOBUFS) when events were lost."""
+        """The next event (action, device), or None when there is none now. OSError(ENOBUFS) when any were lost."""
         # pyudev's poll() takes the POLLERR of an overflow for a broken descriptor and never reads, and so never
         # clears, the socket's error. Asking for it does.
         number = self._errors.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             raise OSError(number, os.strerror(number))
-        device = self._monitor.poll(0)
+        try:
+            device = self._monitor.poll(0)
+        except OSError as error:
+            # Without a number it is that POLLERR: the overflow happened between the two lines above.
+            raise OSError(error.errno or errno.ENOBUFS, str(error)) from error
+        except ValueError as error:
+            # So pyudev says EINVAL: libudev could not read the event. One that can't be read is one that was lost.
+            raise OSError(errno.ENOBUFS, "an event can't be read") from error
         return None if device is None else (str(device.action), describe(device))
 
     def devices(self) -> Iterator[TtyDevice]:

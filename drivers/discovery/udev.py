@@ -18,7 +18,7 @@ from drivers.discovery.usb import locate
 from drivers.discovery.wait import wait
 from hal.call import Call
 from hal.driver import Bindings, Driver
-from hal.errors import StationError
+from hal.errors import DeadlineExceeded, StationError
 from hal.interfaces import Discovery
 from hal.types import Sighting
 
@@ -67,6 +67,8 @@ class UdevDiscovery:
                 with closing(self._make_source()) as source:
                     yield from presence.fault("udev", None)
                     yield from _Watch(source, presence, call).run()
+            except DeadlineExceeded:  # a TimeoutError, and so an OSError
+                raise
             except OSError as error:
                 problem = StationError(f"udev can't be listened to: {error.strerror or error}")
                 yield from presence.fault("udev", problem)
