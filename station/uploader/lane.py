@@ -104,8 +104,10 @@ class Lane:
         return reported
 
     def _upload(self, batch: Sequence[Enrollment]) -> UploadResult:
-        """The sink's answers, one for each. A driver's fault is told as Unreachable: it must not end the lane, and items
-        that were tried go behind the others, so that one which provokes it can't hold them up.
+        """The sink's answers, one for each.
+
+        A driver's fault is told as Unreachable: it must not end the lane, and what was tried goes behind the rest, so
+        that an item which provokes it can't hold the others up.
         """
         try:
             result = self._sink.upload(self._call.within(UPLOAD_SECONDS), batch)
