@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -321,17 +322,18 @@ def test_stopping_ends_streams_threads_and_the_socket(socket_folder: Path) -> No
     before = threading.active_count()
     path = socket_folder / "s"
     beats: list[int] = []
+    ended: list[bool] = []
     running = StatusServer(FakeControl(), FakeRecords(), path, "x", beat=lambda: beats.append(1))
     running.start()
     stream = StatusClient(path).events(since=0)
-    waiting = threading.Thread(target=lambda: pytest.raises(PeerUnavailable, next, stream))
+    waiting = threading.Thread(target=lambda: ended.append(_ends(stream)))
     waiting.start()
     until = time.monotonic() + 10
     while not running._watch.wanted.is_set() and time.monotonic() < until:
         StatusClient(path).snapshot()
     running.stop()
     waiting.join(10)
-    assert not waiting.is_alive()
+    assert ended == [True]
     assert threading.active_count() == before
     assert not path.exists()
     assert beats
@@ -363,3 +365,9 @@ def test_a_client_is_idle_only_while_nothing_is_owed_to_it() -> None:
         assert client.idle
         client.exchange.receive(b"GET /v1/st")
         assert not client.idle
+
+
+def _ends(stream: Iterator[EventView]) -> bool:
+    with pytest.raises(PeerUnavailable):
+        next(stream)
+    return True

@@ -14,7 +14,8 @@ from tests.status_probes import read_answer, talk
 
 GET = b"GET /v1/nests HTTP/1.1\r\nHost: x\r\n\r\n"
 PIECES = st.sampled_from(
-    [b"GET ", b"POST ", b"/v1/status", b" HTTP/1.1", b"\r\n", b"Host: x\r\n", b"Content-Length: 5\r\n", b"\x00", b"\xff",
+    [b"GET ", b"POST ", b"/v1/status", b" HTTP/1.1", b"\r\n", b"Host: x\r\n", b"Content-Length: 5\r\n", b"\x00",
+     b"\xff",
      b"Content-Length: -1\r\n", b"Transfer-Encoding: chunked\r\n", b"5\r\nhello\r\n", b"Upgrade: h2c\r\n", b"CONNECT ",
      b"HEAD ", b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"0\r\n\r\n", b"\r\n\r\n", GET]
 )  # fmt: skip
