@@ -29,14 +29,12 @@ LOCKS: Final = ("build", "run", "dev")
 
 CODE: Final = ("hal", "station", "drivers")
 DATA: Final = ("config", "systemd")
-CODECS: Final = frozenset({"codec", "codecs", "framing", "frames", "wire", "messages", "protocol", "vendor"})
-"""Module names that say "bytes in, values out, no device": what the emulated surroundings may share with a driver."""
+OPENER: Final = "driver"
+"""The module of a driver's folder that opens devices. The rest, codecs and processes, may be shared with emulations."""
 
 HAL_RULE: Final = "rule 1: hal imports the standard library, and cryptography for type checking only"
 DRIVERS_RULE: Final = "rule 2: a driver imports hal, libraries and its own folder"
-EMULATED_RULE: Final = (
-    f"rule 2: drivers/emulated imports only codecs of other drivers ({', '.join(sorted(CODECS))})"
-)
+EMULATED_RULE: Final = f"rule 2: drivers/emulated imports rooms of other drivers, but not their {OPENER}.py"
 NOT_EMULATED_RULE: Final = "rule 2: nothing imports drivers/emulated"
 STATION_RULE: Final = "rule 3: station imports hal, never drivers; entry points join them"
 DATA_RULE: Final = "rule 4: config and systemd are data, without Python modules"
@@ -146,7 +144,7 @@ def broken_rule(parts: tuple[str, ...], found: Import) -> str | None:
     if top == "drivers" and (len(target) == 1 or len(parts) < 2 or target[1] != parts[1]):
         if parts[:2] != ("drivers", "emulated"):
             return DRIVERS_RULE
-        return None if CODECS & set(target[2:]) else EMULATED_RULE
+        return EMULATED_RULE if len(target) == 1 or target[2:3] == (OPENER,) else None
     return None
 
 
@@ -227,11 +225,17 @@ MADE_UP: Final = {
     "a module outside of rooms takes one": ("drivers/a.py", "import drivers.tpm.esapi", DRIVERS_RULE),
     "a driver takes another's codec": ("drivers/smp/a.py", "import drivers.tpm.codec", DRIVERS_RULE),
     "a driver takes the emulation": ("drivers/smp/a.py", "import drivers.emulated.dps", NOT_EMULATED_RULE),
-    "the emulation takes more than a codec": (
+    "the emulation takes what opens a device": (
         "drivers/emulated/a.py",
         "from drivers.smp.driver import DRIVER",
         EMULATED_RULE,
     ),
+    "the emulation takes it by package": (
+        "drivers/emulated/board/a.py",
+        "from drivers.smp import driver",
+        EMULATED_RULE,
+    ),
+    "the emulation takes all drivers": ("drivers/emulated/a.py", "import drivers", EMULATED_RULE),
     "the emulation takes the station": ("drivers/emulated/a.py", "import station", DRIVERS_RULE),
     "the station takes a driver": ("station/a.py", "from drivers.tpm import driver", STATION_RULE),
     "the station takes one for typing": (
@@ -283,7 +287,7 @@ def test_what_the_rules_allow_is_not_found(tmp_path: Path) -> None:
         "hal/conformance/a.py": "from cryptography.hazmat.primitives import hashes",
         "station/a.py": "import apsw, msgspec\nfrom hal.call import Call\nfrom station.a import x\nfrom .b import y",
         "drivers/smp/a.py": "import serial\nfrom hal import errors\nfrom drivers.smp.b import f\nfrom .codec import g",
-        "drivers/emulated/a.py": "from drivers.smp.codec import f\nfrom drivers.tpm import wire\nfrom . import b",
+        "drivers/emulated/a.py": "from drivers.smp.vendor import f\nfrom drivers.swtpm import process\nfrom . import b",
     }
     for path, source in allowed.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
