@@ -1,0 +1,125 @@
+"""A unit's files, from its record alone: certificate, EK, enrollment, escrow, and a summary for scripts.
+
+Names and contents are a contract (the design's "Command line and files"). Each file appears whole or not at all.
+No path comes from a text that a device or network made, unless it has the form of a registration ID.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+import textwrap
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from hal.errors import StationError, quote
+from station.messages import Fact
+from station.store.database import fsync_directory
+from station.store.identity import REGISTRATION_ID
+from station.store.records import UnitRecord
+
+PEM_WIDTH: Final = 64
+"""Characters of a line, RFC 7468."""
+
+
+def export(record: UnitRecord, out: Path) -> Path:
+    """Writes the unit's files into `out`/REGISTRATION-ID/, replacing older ones, and gives that folder."""
+    name = record.summary.registration_id
+    if not REGISTRATION_ID.fullmatch(name):
+        raise StationError(f"{quote(name)} is no registration ID: nothing is written under such a name")
+    folder = out / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file, data in files(record).items():
+            _replace(folder / file, data)
+        fsync_directory(folder)
+        fsync_directory(out)
+    except OSError as error:
+        raise StationError(f"{folder} can't be written: {os.strerror(error.errno or 0)}") from error
+    return folder
+
+
+def files(record: UnitRecord) -> dict[str, bytes]:
+    """The files by name. What the unit has not got yet is left out."""
+    found: dict[str, bytes] = {"unit.json": _json(_summary(record))}
+    if record.certificate is not None and record.certificate.chain:
+        found["device.pem"] = _pem(record.certificate.chain[0])
+        found["chain.pem"] = b"".join(_pem(certificate) for certificate in record.certificate.chain)
+    if isinstance(ek := _fact(record, "ek_public"), bytes):
+        found["ek.pub"] = ek
+    if record.escrows:
+        found["escrow.p7m"] = record.escrows[-1].sealed
+        # Where ownership was begun anew, the values before may still be what the TPM has.
+        for escrow in record.escrows[:-1]:
+            found[f"escrow-{escrow.ek_name.hex()[:16]}-{escrow.generation}.p7m"] = escrow.sealed
+    for item in record.outbox:
+        if item.kind == "enrollment" and item.sent:
+            found["enrollment.json"] = item.sent
+    return found
+
+
+def _summary(record: UnitRecord) -> dict[str, object]:
+    summary, certificate = record.summary, record.certificate
+    ek_name = next((item.value for item in record.identifiers if item.kind == "ek-name"), None)
+    auths = _fact(record, "auths")
+    return {
+        "unit": summary.unit,
+        "registration_id": summary.registration_id,
+        "sku": summary.sku,
+        "state": summary.state,
+        "outcome": "PASS" if summary.passed_at is not None else summary.outcome,
+        "created_at": summary.created_at,
+        "passed_at": summary.passed_at,
+        "work_order": record.work_order,
+        "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
+        "ek_name": ek_name,
+        "ownership": {"auths": auths if isinstance(auths, list) else []},
+        "escrow": [
+            {"generation": item.generation, "hierarchies": item.hierarchies, "ek_name": item.ek_name.hex()}
+            for item in record.escrows
+        ],
+        "certificate": certificate
+        and {
+            "profile": certificate.profile,
+            "serial": certificate.serial,
+            "not_after": certificate.not_after,
+            "sha256": hashlib.sha256(certificate.chain[0]).hexdigest(),
+        },
+        "enrollments": [
+            {"sink": item.sink, "state": item.state, "etag": item.etag, "existed": item.existed}
+            for item in record.outbox
+            if item.kind == "enrollment" and item.state != "superseded"
+        ],
+    }
+
+
+def _fact(record: UnitRecord, name: str) -> Fact:
+    """The fact of that name, whichever step of the recipe gave it."""
+    return next((facts[name] for facts in record.facts.values() if name in facts), None)
+
+
+def _pem(der: bytes) -> bytes:
+    lines = textwrap.wrap(base64.b64encode(der).decode(), PEM_WIDTH)
+    return "\n".join(["-----BEGIN CERTIFICATE-----", *lines, "-----END CERTIFICATE-----", ""]).encode()
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    fd, temporary = tempfile.mkstemp(prefix=".export-", dir=path.parent)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
