@@ -28,6 +28,8 @@ _READ: Final = 4096
 # Ends what a power-up or a cut request left in the board's line buffer. SMP servers ignore empty lines.
 _END_LINE: Final = b"\n"
 _ANSWER_TO: Final = {header.OP.READ: header.OP.READ_RSP, header.OP.WRITE: header.OP.WRITE_RSP}
+# The first echo is often lost in a restart or garbled, and boards mostly answer within milliseconds.
+_FASTER_AT_FIRST: Final = 8
 # CBOR's head of a byte string grows from one octet to three up to 65535 octets of content.
 _LONG_STRING_HEAD: Final = 2
 
@@ -182,6 +184,7 @@ class Link:
         Receivers garble the first octets after power-up, and a late answer must not be taken for the next one's.
         """
         limit = call.within(self.settings.sync_timeout)
+        interval = self.settings.sync_interval / _FASTER_AT_FIRST
         self._synchronised = False
         try:
             while True:
@@ -191,9 +194,10 @@ class Link:
                 self._channel.write(limit, _END_LINE)
                 # Any answer will do, also an error: bootloaders may know no echo.
                 self.post(limit, os_management.EchoWriteRequest, d="hallmark")
-                if self.receive(limit, self.settings.sync_interval) is not None:
+                if self.receive(limit, interval) is not None:
                     self._synchronised = True
                     return
+                interval = min(2 * interval, self.settings.sync_interval)
         except DeadlineExceeded:
             call.check()
             raise self.unanswered("echo") from None

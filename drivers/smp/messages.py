@@ -15,6 +15,7 @@ import cbor2
 from pydantic import ValidationError
 from smp import error, header, image_management, message
 
+from drivers.smp import vendor
 from drivers.smp.framing import MESSAGE_LIMIT
 from hal.errors import DeviceRefused, ProtocolViolation, quote
 
@@ -128,7 +129,7 @@ def _raise_error(content: Mapping[str, Any], what: str) -> None:
         raise ProtocolViolation(problem)
     if rc == 0:
         return
-    where = "" if group is None else f" of group {quote(group, 12)}"
+    where = "" if group is None else f" of group {str(group)[:12]}"
     reason = content.get("rsn")
     said = f": {quote(reason)}" if isinstance(reason, str) else ""
     problem = f"the board refused {what} with error {_named(group, rc)}{where}{said}"
@@ -140,6 +141,8 @@ def _named(group: int | None, rc: int) -> str:
         return f"{rc} ({error.MGMT_ERR(rc).name})"
     if group == header.GroupId.IMAGE_MANAGEMENT and rc in set(image_management.IMG_MGMT_ERR):
         return f"{rc} ({image_management.IMG_MGMT_ERR(rc).name})"
+    if group == vendor.GROUP and rc in set(vendor.Err):
+        return f"{rc} ({vendor.Err(rc).name})"
     return str(rc)[:12]
 
 

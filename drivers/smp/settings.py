@@ -20,7 +20,8 @@ class Settings:
 
     `timeout`: for an answer to an ordinary request (raise it below 38400 baud). `erase_timeout`: for the first
     answer of an upload, while the board erases. `command_timeout`: for TPM commands, self-tests and key generation.
-    `sync_timeout`: how long a board may take until it first answers. `sync_interval`: between two echoes.
+    `sync_timeout`: how long a board may take until it first answers. `sync_interval`: between two echoes,
+    an eighth of it at first.
     `boot_timeout`: from reset to the new image running.
     `tries`: how often a request is sent before it counts as unanswered, and an upload stands still before it fails.
     `window`: upload requests under way at most; boards with fewer buffers get fewer. `buffer`: the board's buffer

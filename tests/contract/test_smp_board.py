@@ -1,0 +1,170 @@
+"""The driver smp-serial over the driver serial, against an emulated board: the HAL's contract tests."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import random
+from contextlib import AbstractContextManager
+from typing import TypeVar, cast
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from drivers.emulated.image import build
+from drivers.smp.settings import Settings
+from hal.call import Call
+from hal.conformance import (
+    certificate_store,
+    device_identity,
+    device_settings,
+    firmware_target,
+    self_test,
+    tpm_transport,
+)
+from hal.errors import DeviceGone, DeviceRefused, FlashRejected, KeyConflict
+from hal.interfaces import (
+    CertificateStore,
+    DeviceIdentity,
+    DeviceSettings,
+    FirmwareTarget,
+    KeyPlace,
+    SelfTest,
+    TpmTransport,
+)
+from hal.secret import EMPTY
+from hal.types import FirmwareImage, KeyType
+from tests.fixtures_smp import Board, MakeBoard
+
+T = TypeVar("T")
+BODY = random.Random(1).randbytes(60_000)
+
+
+def opener(board: Board, interface: type[T]) -> AbstractContextManager[T]:
+    return cast("AbstractContextManager[T]", board.open(interface))
+
+
+def image(version: str = "1.4.2", body: bytes = BODY) -> FirmwareImage:
+    data = build(version, body)
+    return FirmwareImage(name="gw.bin", data=data, sha256=hashlib.sha256(data).digest(), version=version)
+
+
+def certificate(name: str) -> bytes:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    )
+    builder = builder.serial_number(x509.random_serial_number())
+    builder = builder.not_valid_before(dt.datetime(2026, 1, 1))
+    built = builder.not_valid_after(dt.datetime(2036, 1, 1)).sign(key, hashes.SHA256())
+    return built.public_bytes(Encoding.DER)
+
+
+@pytest.fixture
+def running(emulated_board: MakeBoard, tmp_path_factory: pytest.TempPathFactory) -> Board:
+    """A board without a TPM that runs firmware 1.0.0."""
+    factory = tmp_path_factory.mktemp("images") / "factory.bin"
+    factory.write_bytes(image("1.0.0", b"factory" * 1000).data)
+    return emulated_board("--no-tpm", "--baud", "0", "--factory-image", str(factory))
+
+
+def test_identity_keeps_the_contract(running: Board) -> None:
+    device_identity.check(lambda: opener(running, DeviceIdentity), running.silence)
+
+
+def test_settings_keep_the_contract(running: Board) -> None:
+    device_settings.check(lambda: opener(running, DeviceSettings), running.silence)
+
+
+def test_certificates_keep_the_contract(running: Board) -> None:
+    ca = certificate("CA")
+    chain, other = [certificate("a"), ca, certificate("root")], [certificate("b"), ca]
+    with opener(running, CertificateStore) as store:
+        assert list(store.installed(Call.lasting(10))) == []
+    certificate_store.check(lambda: opener(running, CertificateStore), chain, other, running.silence)
+
+
+def test_self_test_keeps_the_contract(running: Board) -> None:
+    self_test.check(lambda: opener(running, SelfTest), running.silence)
+
+
+@pytest.mark.parametrize("reset_absence", ["0", "0.3"], ids=["uart", "native usb"])
+def test_firmware_keeps_the_contract(
+    emulated_board: MakeBoard, tmp_path_factory: pytest.TempPathFactory, reset_absence: str
+) -> None:
+    factory = tmp_path_factory.mktemp("images") / "factory.bin"
+    factory.write_bytes(image("1.0.0", b"factory" * 1000).data)
+    board = emulated_board(
+        "--no-tpm", "--baud", "0", "--factory-image", str(factory), "--reset-absence", reset_absence
+    )
+
+    def open_when_back() -> AbstractContextManager[FirmwareTarget]:
+        waiting = Call.lasting(10)
+        while True:
+            try:
+                with opener(board, FirmwareTarget) as target:
+                    target.installed(waiting)
+                return opener(board, FirmwareTarget)
+            except DeviceGone:
+                waiting.pause(0.05)
+
+    good = image()
+    damaged = good.data[:-40] + bytes(1) + good.data[-39:]
+    firmware_target.check(open_when_back, good, damaged, board.silence)
+
+
+def test_a_blank_board_is_flashed_through_its_bootloader(emulated_board: MakeBoard) -> None:
+    board, new = emulated_board("--no-tpm", "--baud", "0"), image()
+    with opener(board, FirmwareTarget) as target:
+        digest = target.accepts(Call.lasting(10), new)
+        target.write(Call.lasting(10), new)
+        target.boot(Call.lasting(10), digest)
+        assert [found.active for found in target.installed(Call.lasting(10))] == [True]
+
+
+def test_what_a_bootloader_does_not_offer_is_refused(emulated_board: MakeBoard) -> None:
+    board = emulated_board("--no-tpm", "--baud", "0")
+    with opener(board, DeviceIdentity) as device, pytest.raises(DeviceRefused, match="ENOTSUP"):
+        device.identify(Call.lasting(10))
+
+
+def test_an_image_that_the_board_can_not_hold_is_refused(emulated_board: MakeBoard) -> None:
+    board = emulated_board("--no-tpm", "--baud", "0", "--slot-size", "65536")
+    with opener(board, FirmwareTarget) as target, pytest.raises(FlashRejected, match="TOO_LARGE"):
+        target.write(Call.lasting(10), image(body=bytes(70_000)))
+
+
+@pytest.mark.parametrize("key_type", [KeyType.P256, KeyType.P384])
+def test_a_board_held_key_is_made_once_and_signs(running: Board, key_type: KeyType) -> None:
+    with opener(running, KeyPlace) as place:
+        assert place.key(Call.lasting(30)) is None
+        made = place.make_key(Call.lasting(60), key_type, EMPTY)
+        assert made.key_type is key_type
+        assert place.key(Call.lasting(30)) == made
+        with pytest.raises(KeyConflict):
+            place.make_key(Call.lasting(30), key_type, EMPTY)
+        request = x509.load_der_x509_csr(place.csr(Call.lasting(30), "unit-7"))
+        assert request.is_signature_valid
+        assert request.subject.rfc4514_string() == "CN=unit-7"
+        assert place.prove(Call.lasting(30), bytes(32))
+
+
+def test_tpm_keeps_the_contract(emulated_board: MakeBoard, tmp_path_factory: pytest.TempPathFactory) -> None:
+    factory = tmp_path_factory.mktemp("images") / "factory.bin"
+    factory.write_bytes(image("1.0.0", b"factory" * 1000).data)
+    # A small buffer, so that commands and responses go in pieces.
+    board = emulated_board(
+        "--baud",
+        "0",
+        "--factory-image",
+        str(factory),
+        "--buf-size",
+        "256",
+        settings=Settings(sync_timeout=10),
+    )
+    tpm_transport.check(lambda: opener(board, TpmTransport), board.silence)
