@@ -79,7 +79,7 @@ class BenchCa:
     def hallmark(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
         """One `hallmark --root ROOT ...` to its end."""
         command = [sys.executable, "-m", "station.cli", "--root", str(self.root), *words]
-        return subprocess.run(  # type: ignore[call-overload,no-any-return]
+        return subprocess.run(  # type: ignore[call-overload]
             command,
             env=self.environment,
             cwd=REPOSITORY,

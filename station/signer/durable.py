@@ -18,6 +18,7 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         with os.fdopen(fd, "wb") as stream:
             os.fchmod(fd, mode)  # whatever the umask
+            give_to_owner(fd, path.parent)
             stream.write(data)
             stream.flush()
             os.fsync(fd)
@@ -62,6 +63,13 @@ def make_folder(path: Path, mode: int = 0o700) -> None:
     except OSError as error:
         message = f"the folder {path} can't be made: {error.strerror}"
         raise StoreUnavailable(message) from error
+
+
+def give_to_owner(fd: int, folder: Path) -> None:
+    """What root makes in the signer's folder (`sudo hallmark ca ...`) belongs to the signer, who goes on with it."""
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(fd, owner.st_uid, owner.st_gid)
 
 
 def sync_folder(path: Path) -> None:

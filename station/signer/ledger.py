@@ -185,8 +185,13 @@ class Ledger:
 def sole_user(folder: Path) -> Iterator[None]:
     """Only one process at a time works with the token and the ledger of `folder`. StationError when another does."""
     durable.make_folder(folder)
-    fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        fd = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = f"{folder / LOCK} can't be opened: {error.strerror}"
+        raise StoreUnavailable(message, hint="Run this as the signer's user, or as root.") from error
+    try:
+        durable.give_to_owner(fd, folder)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -20,7 +20,7 @@ from hal.call import Call, Cancel
 
 CALL_SECONDS: Final = 15.0
 """For one token call, with its wait in the queue and a new login. A USB token needs 1 to 3 s for an RSA signature."""
-GRACE_SECONDS: Final = 15.0
+GRACE_SECONDS: Final = 10.0
 EXIT_CODE: Final = 70
 """EX_SOFTWARE, sysexits.h."""
 

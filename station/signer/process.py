@@ -21,7 +21,7 @@ import structlog
 
 from hal.call import Cancel
 from hal.driver import Bindings
-from hal.errors import ConfigError, StationError
+from hal.errors import ConfigError
 from hal.interfaces import CaToken, SecretWrap, TokenPin
 from station import notify, wire
 from station.config import Configuration
@@ -38,8 +38,8 @@ from station.signer.supervisor import LOOP as SUPERVISOR_LOOP
 from station.signer.supervisor import Supervisor
 
 PIN_CREDENTIAL: Final = "ca-pin"
-GROUP: Final = "hallmark-signer"
-"""Members may ask the signer, besides root and its own user."""
+GROUP: Final = "hallmark"
+"""The station's. Its members may ask the signer, besides root and the signer's own user."""
 SOCKET_NAME: Final = "signer"
 """FileDescriptorName= of a socket unit."""
 
@@ -145,19 +145,11 @@ def _server(paths: Paths) -> Iterator[socket.socket]:
 
 def _listen(path: Path) -> socket.socket:
     durable.make_folder(path.parent, mode=0o755)
-    server = wire.listen(path)
-    for group in _groups():
-        try:
-            os.chown(path, -1, group)
-        except PermissionError as error:
-            server.close()
-            message = f"the socket can't be given to the group {GROUP}: {error.strerror}"
-            raise StationError(message, hint=f"The signer's user has to be a member of {GROUP}.") from error
-    return server
+    return wire.listen(path)
 
 
 def _groups() -> frozenset[int]:
-    """The clients' group, where the installation has made one."""
+    """The clients' group, where the installation has made one. The folder's setgid bit gives it the socket."""
     try:
         return frozenset({grp.getgrnam(GROUP).gr_gid})
     except KeyError:
