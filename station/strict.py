@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -51,9 +52,9 @@ def convert(
             expected = ", ".join(sorted(fields)) or "none"
             problems.add(source, (*key, name), f"unknown key; expected one of: {expected}")
     made: dict[str, Any] = {}
-    for name, (wanted, required) in fields.items():
+    for name, (attribute, wanted, required) in fields.items():
         if name in value:
-            made[name] = _convert_value(source, wanted, problems, (*key, name), value[name])
+            made[attribute] = _convert_value(source, wanted, problems, (*key, name), value[name])
         elif required:
             problems.add(source, key, f"key {name!r} is missing; expected {describe(wanted)}")
     if len(problems.found) != count:
@@ -69,14 +70,23 @@ def _convert_value(source: TomlSource, wanted: Any, problems: Problems, key: Key
     origin, arguments = get_origin(wanted), get_args(wanted)
     if _is_table(wanted):
         return convert(source, wanted, problems, key, value)
-    if origin in (list, tuple) and arguments and _is_table(arguments[0]):
+    options = [option for option in arguments if option is not NoneType]
+    if origin in (typing.Union, UnionType) and len(options) == 1:  # TOML has no null: only absence means None
+        return _convert_value(source, options[0], problems, key, value)
+    if origin is list or (origin is tuple and arguments[1:] == (...,)):
         if not isinstance(value, list):
-            problems.add(source, key, f"expected an array of tables, found {quote(value)}")
+            problems.add(source, key, f"expected {describe(wanted)}, found {quote(value)}")
             return None
-        items = [
-            convert(source, arguments[0], problems, (*key, index), item) for index, item in enumerate(value)
-        ]
-        return items if origin is list else tuple(items)
+        return origin(
+            _convert_value(source, arguments[0], problems, (*key, index), item) for index, item in enumerate(value)
+        )
+    if origin is dict and isinstance(value, dict):
+        return {
+            _convert_value(source, arguments[0], problems, (*key, name), name): _convert_value(
+                source, arguments[1], problems, (*key, name), item
+            )
+            for name, item in value.items()
+        }
     try:
         return msgspec.convert(value, wanted, strict=True)
     except msgspec.ValidationError as error:
@@ -91,18 +101,19 @@ def _is_table(wanted: Any) -> bool:
     )
 
 
-def _fields(cls: Any) -> dict[str, tuple[Any, bool]]:
-    """Field name to (type, required)."""
+def _fields(cls: Any) -> dict[str, tuple[str, Any, bool]]:
+    """Name in TOML to (attribute, type, required)."""
     hints = get_type_hints(cls, include_extras=True)
     if dataclasses.is_dataclass(cls):
         return {
             field.name: (
+                field.name,
                 hints[field.name],
                 field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING,
             )
             for field in dataclasses.fields(cls)
         }
-    return {field.encode_name: (hints[field.name], field.required) for field in msgspec.structs.fields(cls)}
+    return {field.encode_name: (field.name, hints[field.name], field.required) for field in msgspec.structs.fields(cls)}
 
 
 def describe(wanted: Any) -> str:
@@ -114,7 +125,9 @@ def describe(wanted: Any) -> str:
     if origin is typing.Literal:
         return "one of " + ", ".join(repr(value) for value in arguments)
     if origin in (list, tuple):
-        return f"an array of {describe(arguments[0])}" if arguments else "an array"
+        if not arguments:
+            return "an array"
+        return f"an array of {'tables' if _is_table(arguments[0]) else describe(arguments[0])}"
     if origin is dict:
         return "a table"
     if arguments:

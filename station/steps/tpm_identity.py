@@ -21,6 +21,9 @@ from station.ek_certificate import verify_ek_certificate
 
 EK_HANDLE: Final = 0x81010001
 """Where readers look first (TCG TPM v2.0 Provisioning Guidance, 7.8)."""
+ALGORITHM: Final = slice(2, 4)
+"""Where a TPM2B_PUBLIC has its algorithm, behind its size (TPM 2.0 Part 2, 12.2.4)."""
+TPM_ALG_RSA: Final = b"\x00\x01"
 DERIVE_SECONDS: Final = 120.0
 """A CreatePrimary of an RSA key takes up to tens of seconds on real chips."""
 
@@ -76,7 +79,7 @@ class EndorsementKeyLook(Look):
 
 def _choose(report: EndorsementReport, policy: str) -> EndorsementKey:
     """The one EK to enroll: RSA-2048 by the TCG template, with a certificate where the policy asks for one."""
-    usable = [key for key in report.keys if key.template == "rsa2048"]
+    usable = [key for key in report.keys if key.public[ALGORITHM] == TPM_ALG_RSA]
     persisted = [key for key in usable if key.handle == EK_HANDLE]
     certified = [key for key in usable if key.certificate is not None]
     if policy == "required" and not certified:
