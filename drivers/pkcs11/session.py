@@ -8,6 +8,7 @@ that was refused be tried again.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -38,6 +39,7 @@ NONCE: Final = 12
 """Octets; NIST SP 800-38D, 8.2.2. Random: good for 2^32 secrets under one key."""
 TAG_BITS: Final = 128
 KEY_ID_LENGTH: Final = 8
+PROBE_BITS: Final = 64
 
 TELLS_WRONG_PINS: Final = frozenset({"SoftHSM v2"})
 """Token models known to set CKF_USER_PIN_COUNT_LOW at a wrong PIN and to clear it at a right one. The standard lets a
@@ -154,7 +156,8 @@ class TokenSession:
             self._drop()
             gone = TokenAbsent(f"the token {quote(self._label)} does not answer: {_name(error)}")
             self._note(TokenCondition.ABSENT, gone)
-            raise gone from error
+            # Not `from error`: its frames hold the library's objects, which have to be freed in this thread.
+            raise gone from None
         except TokenAbsent as error:
             self._note(TokenCondition.ABSENT, error)
             raise
@@ -217,7 +220,7 @@ class TokenSession:
             self._pin.end(PinVerdict.REJECTED)
             refused = PinRejected(f"the token {quote(self._label)} refuses the PIN: {_name(error)}")
             self._note(TokenCondition.PIN_WRONG, refused)
-            raise refused from error
+            raise refused from None  # as in _do; and frames hold the PIN
         self._pin.end(PinVerdict.ACCEPTED)
         return session
 
@@ -240,7 +243,10 @@ class TokenSession:
     # --- keys
 
     def _objects(self, at: _Connected, label: str, kind: ObjectClass) -> list[Any]:
-        # The search is read to its end, so that its C_FindObjectsFinal is called here and not by a garbage collector.
+        # A dead session shows here. Where a search on it failed, python-pkcs11's search object would call the module
+        # once more when it is collected, in whichever thread that is. For the same reason it is read to its end.
+        with contextlib.suppress(pkcs11.RandomNoRNG):
+            at.session.generate_random(PROBE_BITS)
         return list(at.session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: label}))
 
     def _one(self, at: _Connected, label: str, kind: ObjectClass) -> Any:
@@ -364,4 +370,4 @@ def _tries(token: Any) -> PinTries:
 
 def _name(error: PKCS11Error) -> str:
     """The library's class, which is the CKR_ code in other letters, and its text where it has any."""
-    return f"{type(error).__name__} {quote(str(error))}" if str(error) else type(error).__name__
+    return f"{type(error).__name__} {quote(str(error), 160)}" if str(error) else type(error).__name__
