@@ -15,4 +15,5 @@ pytest_plugins = [
     "tests.fixtures_status",
     "tests.fixtures_signer",
     "tests.fixtures_tpm",
+    "tests.fixtures_dps",
 ]
