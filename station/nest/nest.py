@@ -290,6 +290,7 @@ class Nest:
             return not last
         service = VisitService(self._services, visit, recipe, self)
         answering = threading.Thread(target=self._answer, args=(service, worker), name=f"visit-{self.name}")
+        self.screen.served_by(worker.pid)
         try:
             worker.link.send(self._message(visit, sighting))
             answering.start()
@@ -297,6 +298,7 @@ class Nest:
         except PeerUnavailable:
             reason = None
         how = worker.stop()
+        self.screen.served_by(0)
         if answering.ident is not None:
             answering.join()
         with self._changed:

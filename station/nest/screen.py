@@ -46,6 +46,7 @@ class Screen:
     recipe: Recipe
     _state: NestState = NestState.STARTING
     _plugged: bool = False
+    _worker: int = 0
     _visit: _Visit = field(default_factory=_Visit)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -68,6 +69,11 @@ class Screen:
                 note=problem.message,
             )
             self._state = NestState.PAUSED
+
+    def served_by(self, worker: int) -> None:
+        """The PID of the visit's process; 0 when it is gone."""
+        with self._lock:
+            self._worker = worker
 
     def begun(self, visit: str) -> None:
         """A new board: the last one's verdict goes."""
@@ -111,7 +117,7 @@ class Screen:
 
     def view(self) -> NestView:
         with self._lock:
-            state, plugged, visit = self._state, self._plugged, self._visit
+            state, plugged, visit, worker = self._state, self._plugged, self._visit, self._worker
         now = time.monotonic()
         uses = [item.step.use for item in self.recipe.steps]
         return NestView(
@@ -135,6 +141,7 @@ class Screen:
             started_at=visit.started_at,
             elapsed=None if visit.began is None else (visit.ended or now) - visit.began,
             action_elapsed=None if visit.action_began is None else (visit.ended or now) - visit.action_began,
+            worker=worker,
             outcome=visit.outcome,
             problem=visit.problem,
             message=visit.message or visit.note,

@@ -69,6 +69,8 @@ class NestView(Struct, frozen=True):
     """Seconds since the visit began, or that it took."""
     action_elapsed: float | None = None
     """Seconds since `done` began to count for this action and phase: a rate is `done / action_elapsed`."""
+    worker: int = 0
+    """PID of the process that serves the board, 0 when none does."""
     outcome: str = ""
     """A `hal.errors.Outcome`, or empty."""
     problem: str = ""
