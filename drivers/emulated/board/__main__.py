@@ -16,7 +16,7 @@ from drivers.emulated.board.flash import Flash
 from drivers.emulated.board.machine import Machine
 from drivers.emulated.board.options import Options, parse
 from drivers.emulated.board.power import Power
-from drivers.emulated.board.storage import replace
+from drivers.emulated.board.storage import burn_serial, replace
 from drivers.emulated.board.tpm import EkCertificate, manufacture
 from drivers.emulated.image import inspect
 from hal.errors import ConfigError, HallmarkError
@@ -74,6 +74,7 @@ def _make(options: Options) -> None:
         manufacture(
             state / "tpm", state / "foreign-ek-ca" if foreign else options.ek_ca, options.ek_certificate
         )
+    burn_serial(state, options.serial)
     flash_file = state / "flash.bin"
     if options.factory_image is not None and not flash_file.exists():
         data = options.factory_image.read_bytes()

@@ -70,9 +70,8 @@ class ControlServer:
                 buffer += data
                 self._answer_lines(connection, buffer)
                 ended = not data or len(buffer) > LINE_LIMIT
-            except BlockingIOError:
-                return
             except OSError:
+                # Gone, or it asks without ever reading an answer.
                 ended = True
             if ended:
                 connection.close()

@@ -18,7 +18,6 @@ import traceback
 from pathlib import Path
 from typing import Final, NoReturn
 
-from smp.header import OP
 from smp.os_management import BootMode
 
 from drivers.emulated.board.bootloader import Bootloader, flash_size
@@ -29,13 +28,14 @@ from drivers.emulated.board.options import Options
 from drivers.emulated.board.power import Power, Stage
 from drivers.emulated.board.provisioning import Provisioning
 from drivers.emulated.board.server import Server
-from drivers.emulated.board.storage import Files, KeyStore, Settings, mac_address, serial_number
+from drivers.emulated.board.storage import Files, KeyStore, Settings, mac_address, read_serial
 from drivers.emulated.board.stores import FilesGroup, SettingsGroup
 from drivers.emulated.board.system import System
 from drivers.emulated.board.tpm import Tpm, die_with_parent
 from drivers.emulated.image import Image
 
 _READ: Final = 65536
+_SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class End(enum.IntEnum):
@@ -53,8 +53,11 @@ class End(enum.IntEnum):
 def start(options: Options, power: Power, uart: socket.socket, lock: int, *, recovery: bool) -> int:
     """Powers the MCU: forks, and returns the process's number. `uart`: its end of the line; `lock` stays open in it."""
     parent = os.getpid()
+    # Until the firmware has handlers of its own, the machine's would take its signals and lose them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     child = os.fork()
     if child:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return child
     end = End.BROKEN
     try:
@@ -102,6 +105,7 @@ class Firmware:
         signal.set_wakeup_fd(self._wake.fileno())
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         options = self._options
         time.sleep(options.boot_seconds)
         flash = Flash(
@@ -124,7 +128,7 @@ class Firmware:
         options, power, state = self._options, self._power, self._options.state
         if options.tpm:
             self._tpm = Tpm(state / "tpm", power, keep=(self._lock,))
-        serial = serial_number(state / "serial", options.serial)
+        serial = options.serial or read_serial(state)
         identity = {
             "board": options.board,
             "sn": serial,
@@ -186,10 +190,11 @@ class Firmware:
                 waiting.append(message)
 
     def _answer(self, server: Server, message: bytes) -> None:
+        before = self._power.effects
         answer = server.handle(message)
         if answer is None:
             return
-        if message[0] & OP.WRITE:
+        if self._power.effects != before:
             # What was done is done; power may be lost before anybody hears of it.
             self._power.point()
         self._uart.sendall(frame(answer, self._options.line_length))

@@ -57,6 +57,7 @@ class Machine:
         self._counters = {"boots": 0, "power_cuts": 0, "overrun": 0}
         self._looked_at = 0.0
         self._running = True
+        self._announced = False
         self._signals, self._wake = socket.socketpair()
         # The TPM's process becomes our child when the firmware dies, so that we can wait for its end.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -72,7 +73,6 @@ class Machine:
         try:
             if not self._options.unplugged:
                 self._plug()
-                self._print_ready()
             while self._running:
                 self._turn()
         finally:
@@ -118,10 +118,10 @@ class Machine:
         if self._uart is not None and self._uart.fileno() in ready:
             self._from_board(written_at)
         self._deliver(now)
-        for when, action in sorted(self._timers, key=lambda timer: timer[0]):
-            if when <= now:
-                self._timers.remove((when, action))
-                action()
+        due = [action for when, action in self._timers if when <= now]
+        self._timers = [timer for timer in self._timers if timer[0] > now]
+        for action in due:
+            action()
         for fd in self._control.filenos():
             if fd in ready:
                 self._control.serve(fd)
@@ -173,6 +173,9 @@ class Machine:
         self._port.plug()
         if self._mcu is None:
             self._start()
+        if not self._announced:
+            self._announced = True
+            self._print_ready()
 
     def _start(self, *, recovery: bool = False) -> None:
         self._await_children()

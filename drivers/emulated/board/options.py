@@ -16,7 +16,7 @@ BUFFER_MOST: Final = 0xFFFF - 2
 """The length field of the serial framing counts message and CRC in 16 bits."""
 
 EPILOG: Final = """\
-It prints one line of JSON when it is plugged in: {"ready": true, "port": ..., "control": ..., "pid": ...}. SIGTERM and
+It prints one line of JSON when it is first plugged in: {"ready": true, "port": ..., "control": ..., "pid": ...}. SIGTERM and
 SIGINT switch it off in an orderly way; SIGKILL is a power cut.
 
 The control socket takes one command a line and answers each with a line of JSON: {"ok": true, ...} or
@@ -26,7 +26,8 @@ The control socket takes one command a line and answers each with a line of JSON
   plug                   cable in
   power-cut [SECONDS]    power off for SECONDS (default 0.2); a port that is not native USB stays
   cut-at N [TEAR]        cut the power in the middle of the N-th durable effect from now (flash write or erase, save,
-                         TPM command before and after, answer to a write); of a write, the part TEAR (0 to 1) happens
+                         TPM command before and after, answer to what had effects); of a write, the part TEAR
+                         (0 to 1, default 0.5) still happens
   hang, resume           the firmware stops answering, goes on
   noise RATE             flip a bit of an octet with this probability, both directions; 0 ends it
   loss RATE              lose an octet with this probability, both directions; 0 ends it
@@ -76,10 +77,10 @@ def parser() -> argparse.ArgumentParser:
     add("--control", type=Path, metavar="PATH", help="its control socket (DIR/control)")
     add("--ek-ca", type=Path, metavar="DIR", help="the TPM maker's CA, shared by boards (DIR/ek-ca)")
     add("--board", metavar="NAME", help="board type it claims (gw-200)")
-    add("--serial", metavar="TEXT", help="serial number it claims (burnt in at the first start)")
+    add("--serial", metavar="TEXT", help="serial number it claims (the one burnt in at its first start)")
     add("--no-tpm", dest="tpm", action="store_false", help="the key is kept by the firmware instead")
-    add("--ek-certificate", type=EkCertificate, choices=list(EkCertificate), help="(vendor)")
-    add("--factory-image", type=Path, metavar="FILE", help="in slot 0 of a new board (blank without)")
+    add("--ek-certificate", type=EkCertificate, choices=list(EkCertificate), help="of a new board (vendor)")
+    add("--factory-image", type=Path, metavar="FILE", help="in slot 0 of a new board (none: it is blank)")
     add("--unplugged", action="store_true", help="don't plug in at the start")
     add(
         "--baud",

@@ -144,11 +144,14 @@ def sign(key: Key, data: bytes) -> bytes:
     return key.sign(data, padding.PKCS1v15(), hashes.SHA256())
 
 
-def serial_number(path: Path, wanted: str | None) -> str:
-    """The serial number burnt into this board: on its first start `wanted`, or a random one."""
-    if not path.exists():
-        path.write_text((wanted or secrets.token_hex(4).upper()) + "\n")
-    return wanted or path.read_text().strip()
+def burn_serial(state: Path, wanted: str | None) -> None:
+    """What the board's maker does, once: `wanted` or a random number, which no later start changes."""
+    if not (state / "serial").exists():
+        replace(state / "serial", (wanted or secrets.token_hex(4).upper()).encode(), Power())
+
+
+def read_serial(state: Path) -> str:
+    return (state / "serial").read_text()
 
 
 def mac_address(serial: str) -> str:

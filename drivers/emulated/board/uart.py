@@ -47,8 +47,8 @@ class Line:
         arrived = bytearray()
         while self._runs:
             start, data = self._runs[0]
-            # Half an octet of tolerance: a sum of floating-point durations must not hold back a run's last octet.
-            count = int((now - start) / self._seconds + 0.5) if self._seconds else len(data)
+            # The tolerance is for sums of floating-point durations, which must not hold back a run's last octet.
+            count = int((now - start) / self._seconds + 1e-3) if self._seconds else len(data)
             if count <= 0:
                 break
             arrived += data[:count]
