@@ -89,7 +89,7 @@ class FieldTpm:
             with self._endorsement_session() as session:
                 inner_key = self._esapi.activate_credential(srk, ek, id_object, secret, session2=session)
             private = self._esapi.import_(
-                srk, public, duplicate, wrap_secret, TPM2B_DATA(bytes(inner_key)), _aes_128_cfb()
+                srk, TPM2B_DATA(bytes(inner_key)), public, duplicate, wrap_secret, _aes_128_cfb()
             )
             key = self._esapi.load(srk, private, public)
         try:
@@ -112,10 +112,8 @@ class FieldTpm:
         data = capability.data
         handles: TPML_HANDLE = data.handles
         if int(handles.count) and int(handles.handle[0]) == IDENTITY_HANDLE:
-            # Evicting closes the object's ESYS_TR too.
-            self._esapi.evict_control(
-                ESYS_TR.OWNER, self._esapi.tr_from_tpmpublic(IDENTITY_HANDLE), IDENTITY_HANDLE
-            )
+            with self._object(IDENTITY_HANDLE) as old:
+                self._esapi.evict_control(ESYS_TR.OWNER, old, IDENTITY_HANDLE)
 
     @contextmanager
     def _object(self, handle: int) -> Iterator[ESYS_TR]:
