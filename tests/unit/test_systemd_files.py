@@ -168,3 +168,16 @@ def test_the_services_share_one_sandbox() -> None:
         blocks.append(text.split("# --- what it may not\n")[1].split("SystemCallErrorNumber")[0])
     assert blocks[0] == blocks[1] == blocks[2]
     assert "NoNewPrivileges=yes" in blocks[0]
+
+
+def test_udev_rules_are_well_formed_and_leave_nothing_to_modem_managers() -> None:
+    pair = r'[A-Z_]+(\{[A-Za-z_/]+\})?(==|!=|=|\+=|:=)"[^"]*"'
+    rules = [
+        line
+        for line in (SYSTEMD / "udev/60-hallmark.rules").read_text().splitlines()
+        if line and line[0] != "#"
+    ]
+    for rule in rules:
+        assert re.fullmatch(rf"{pair}(, {pair})*", rule), rule
+    assert any('ENV{ID_MM_DEVICE_IGNORE}="1"' in rule and 'SUBSYSTEM=="usb"' in rule for rule in rules)
+    assert any('ATTR{latency_timer}="1"' in rule and 'DRIVER=="ftdi_sio"' in rule for rule in rules)
