@@ -78,7 +78,8 @@ def _convert_value(source: TomlSource, wanted: Any, problems: Problems, key: Key
             problems.add(source, key, f"expected {describe(wanted)}, found {quote(value)}")
             return None
         return origin(
-            _convert_value(source, arguments[0], problems, (*key, index), item) for index, item in enumerate(value)
+            _convert_value(source, arguments[0], problems, (*key, index), item)
+            for index, item in enumerate(value)
         )
     if origin is dict and isinstance(value, dict):
         return {
@@ -113,7 +114,10 @@ def _fields(cls: Any) -> dict[str, tuple[str, Any, bool]]:
             )
             for field in dataclasses.fields(cls)
         }
-    return {field.encode_name: (field.name, hints[field.name], field.required) for field in msgspec.structs.fields(cls)}
+    return {
+        field.encode_name: (field.name, hints[field.name], field.required)
+        for field in msgspec.structs.fields(cls)
+    }
 
 
 def describe(wanted: Any) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hal.errors import ConfigError
+from hal.errors import ConfigError, quote
 
 SIZE_LIMIT: Final = 1 << 20
 """Octets of a configuration file: more is no configuration."""
@@ -80,6 +80,9 @@ def read(path: Path, kind: type[ConfigError] = ConfigError, name: str | None = N
         line = int(found[1]) if found and found[1] else raw.count(b"\n") + 1
         problem = re.sub(r" \(at .*\)$", "", str(error))
         raise kind(f"is not TOML: {problem}", file=shown, line=line) from error
+    except (ValueError, RecursionError) as error:
+        # tomllib lets these through for numbers of thousands of digits, and for brackets nested as deep.
+        raise kind(f"is not TOML that can be read: {quote(str(error))}", file=shown) from error
 
 
 def parse(text: str, file: str = "<text>") -> TomlSource:
