@@ -89,7 +89,8 @@ def understood(reply: Reply, response: type[R], what: str) -> R:
         # The library's model refuses keys that it doesn't know, and boards add some.
         fields["images"] = [_known(image) for image in images]
     try:
-        return response(header=header.Header.loads(reply.raw[: _HEADER.size]), smp_data=reply.raw, **fields)
+        fields |= {"header": header.Header.loads(reply.raw[: _HEADER.size]), "smp_data": reply.raw}
+        return response.model_validate(fields, strict=True)
     except (ValidationError, ValueError, TypeError, OverflowError) as exc:
         # The cause is left out: it quotes what the board sent.
         problem = f"the answer to {what} is not as SMP says ({_summary(exc)})"

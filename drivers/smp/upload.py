@@ -8,6 +8,7 @@ upload goes on from the board's offset. Whether the image is right is for the ca
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,8 @@ _WHAT: Final = "image upload"
 _BLOCK: Final = 32
 # The last answer may come after the board has hashed its flash: octets a second of a slow MCU.
 _HASHED_PER_SECOND: Final = 100_000
+_LEAST_PATIENCE: Final = 0.25
+_SLACK: Final = 4
 _BIG_OFFSET: Final = 0xFFFF_FFFF
 
 
@@ -56,6 +59,7 @@ class Upload:
         self._under_way: deque[_Piece] = deque()
         self._careful = True
         self._stalls = 0
+        self._slowest = 0.0
 
     def run(self) -> None:
         """Returns when the board says that it has everything, or that it has begun anew after it had everything."""
@@ -63,10 +67,13 @@ class Upload:
         with self._link.exchange(self._call):
             while self._acknowledged < total:
                 self._fill()
+                began = time.monotonic()
                 reply = self._link.receive(self._call, self._patience())
                 if reply is None:
                     self._lost()
                     continue
+                if self._acknowledged:
+                    self._slowest = max(self._slowest, time.monotonic() - began)
                 answer = understood(reply, image_management.ImageUploadWriteResponse, _WHAT)
                 if answer.off is None or not 0 <= answer.off <= total:
                     problem = "the board's answer to image upload has no offset, or one outside the image"
@@ -129,9 +136,13 @@ class Upload:
         settings = self._link.settings
         if self._acknowledged == 0:
             return settings.erase_timeout
-        if self._next == len(self._data):
+        if self._under_way[0].end == len(self._data):
             return settings.timeout + len(self._data) / _HASHED_PER_SECOND
-        return settings.timeout
+        if not self._slowest:
+            return settings.timeout
+        # A lost frame costs little more than the answers of this board and line take; giving up on one too early costs
+        # an echo and a piece sent twice.
+        return min(settings.timeout, max(_LEAST_PATIENCE, _SLACK * self._slowest))
 
 
 def _whole_blocks(room: int) -> int:
