@@ -159,11 +159,8 @@ def look() -> None:
         report["signer"] = json.loads(Paths().signer_state.joinpath("findings.json").read_text())
         report["folders"] = {
             str(path): [oct(path.stat().st_mode & 0o7777), path.owner(), path.group()]
-            for path in (
-                Paths().runtime, Paths().signer_socket.parent, Paths().state, Paths().signer_state, Paths().status_socket,
-                Paths().outbox_socket, Paths().signer_socket,
-            )
-        }  # fmt: skip
+            for path in (Paths().runtime, Paths().signer_socket.parent, Paths().state, Paths().signer_state)
+        }
     finally:
         (OUT / "report.json").write_text(json.dumps(report))
         subprocess.run(["systemctl", "poweroff", "--force"], timeout=20, check=False)
