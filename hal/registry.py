@@ -28,42 +28,53 @@ class Registry:
         raise ConfigError(message)
 
 
-def installed() -> dict[str, importlib.metadata.EntryPoint]:
-    """Every entry point of the group by name, nothing imported. Ours win over others of the same name."""
-    found: dict[str, importlib.metadata.EntryPoint] = {}
+def _claims() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """Every entry point of the group by name, ours first. Nothing is imported."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
     for entry in importlib.metadata.entry_points(group=GROUP):
-        ours = entry.dist is not None and entry.dist.name == OWN_DISTRIBUTION
-        if ours or entry.name not in found:
-            found[entry.name] = entry
+        found.setdefault(entry.name, []).append(entry)
+    for entries in found.values():
+        entries.sort(key=lambda entry: _owner(entry) != OWN_DISTRIBUTION)
     return found
+
+
+def _owner(entry: importlib.metadata.EntryPoint) -> str:
+    # A folder with broken metadata has no name, whatever the types say.
+    return (entry.dist.name if entry.dist else "") or "?"
+
+
+def installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """One entry point for each name, nothing imported. Ours win over others of the same name."""
+    return {name: entries[0] for name, entries in _claims().items()}
 
 
 def shadowing() -> list[str]:
     """Names that another distribution claims although they are ours: reported, never loaded."""
-    by_name: dict[str, list[str]] = {}
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        by_name.setdefault(entry.name, []).append(entry.dist.name if entry.dist else "?")
     return sorted(
-        f"{name}: {owner} can't take a built-in name"
-        for name, owners in by_name.items()
-        if OWN_DISTRIBUTION in owners
-        for owner in owners
-        if owner != OWN_DISTRIBUTION
+        f"{name}: {_owner(entry)} can't take a built-in name"
+        for name, entries in _claims().items()
+        if _owner(entries[0]) == OWN_DISTRIBUTION
+        for entry in entries[1:]
     )
 
 
 def load(names: list[str]) -> Registry:
     """Imports the named drivers and no others. A driver that can't be loaded is reported and left out."""
-    entries = installed()
+    claims = _claims()
     registry = Registry()
     for name in names:
-        entry = entries.get(name)
-        if entry is None:
+        entries = claims.get(name)
+        if not entries:
             registry.broken[name] = "no installed package offers it (entry point group hallmark.drivers)"
+            continue
+        entry = entries[0]
+        if len(entries) > 1 and _owner(entry) != OWN_DISTRIBUTION:
+            owners = ", ".join(sorted(_owner(entry) for entry in entries))
+            registry.broken[name] = f"several packages offer it ({owners}); uninstall all but one"[:300]
             continue
         try:
             driver = entry.load()
-        except Exception as error:  # noqa: BLE001 - a third party's import may fail in any way; it is reported
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a third party's import may fail in any way; it is reported
             registry.broken[name] = f"{type(error).__name__}: {error}"[:300]
             continue
         if not isinstance(driver, Driver) or driver.name != name:
