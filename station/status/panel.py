@@ -101,8 +101,7 @@ def _verdict(nest: NestView, verdict: Outcome, width: int, height: int) -> list[
 
 def _work(nest: NestView) -> list[RenderableType]:
     if nest.state not in (NestState.BUSY, NestState.AWAY):
-        words = "board stays, station paused" if nest.state is NestState.PAUSED and nest.plugged else None
-        return [Text(""), Align.center(_line(words or wording.STATES[nest.state]))]
+        return [Text(""), Align.center(_line(wording.STATES[nest.state])), *_said(nest)]
     marks = Text("●" * max(0, nest.step_index - 1), style="green")
     marks.append("◉" if nest.step_index else "", style="bold blue")
     marks.append("○" * max(0, nest.step_count - nest.step_index), style="dim")
@@ -119,6 +118,18 @@ def _work(nest: NestView) -> list[RenderableType]:
         lines.append(row)
     else:
         lines.append(said)
+    return [*lines, *_said(nest)]
+
+
+def _said(nest: NestView) -> list[RenderableType]:
+    """What a nest without verdict waits for, and what to do about it, where there is something to say."""
+    lines: list[RenderableType] = []
+    if nest.message:
+        lines.append(
+            Text(wording.shown(nest.message), style="yellow" if nest.problem else "", overflow="fold")
+        )
+    if nest.hint:
+        lines.append(Text(f"→ {wording.shown(nest.hint)}", style="bold", overflow="fold"))
     return lines
 
 

@@ -76,6 +76,7 @@ class NestView(Struct, frozen=True):
     problem: str = ""
     """Code of the error, from `hal.errors`."""
     message: str = ""
+    """What happened; while it works or waits, what it is waiting for, where there is something to say."""
     hint: str = ""
 
 
@@ -92,7 +93,9 @@ class SinkView(Struct, frozen=True):
 
 class OutboxView(Struct, frozen=True):
     queued: int = 0
+    """Not yet taken by the service; those leased are among them."""
     leased: int = 0
+    """With the uploader now."""
     parked: int = 0
     """Refused by the service: they wait for a person."""
     acknowledged: int = 0

@@ -126,7 +126,7 @@ def sink(view: SinkView) -> str:
 
 
 def queue(outbox: OutboxView) -> str:
-    parts = [f"{outbox.queued + outbox.leased} queued"]
+    parts = [f"{outbox.queued} queued"]
     if outbox.leased:
         parts.append(f"{outbox.leased} of them on their way")
     if outbox.parked:
@@ -166,7 +166,9 @@ def nest_line(nest: NestView) -> str:
             parts.append(f"-> {shown(nest.hint)}")
     else:
         parts.append(f"{STATES[nest.state]:<8} {board(nest)}".rstrip())
-        parts += [part for part in (doing(nest), progress(nest)) if part]
+        parts += [part for part in (doing(nest), progress(nest), shown(nest.message)) if part]
+        if nest.hint:
+            parts.append(f"-> {shown(nest.hint)}")
     return "  ".join(parts)
 
 
@@ -206,9 +208,9 @@ def changes(before: Snapshot | None, after: Snapshot) -> Iterator[str]:
 
 
 def _gist(nest: NestView) -> tuple[object, ...]:
-    return nest.state, nest.visit, nest.unit, nest.step, nest.action, nest.outcome, nest.problem
+    return nest.state, nest.visit, nest.unit, nest.step, nest.action, nest.outcome, nest.problem, nest.hint
 
 
 def _outbox_gist(outbox: OutboxView) -> tuple[object, ...]:
     reachable = tuple((view.name, view.reachable) for view in outbox.sinks)
-    return outbox.queued + outbox.leased, outbox.parked, outbox.acknowledged, reachable
+    return outbox.queued, outbox.parked, outbox.acknowledged, reachable

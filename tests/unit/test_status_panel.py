@@ -136,6 +136,16 @@ def test_the_picture_fits_its_width_for_any_terminal_and_number_of_nests(
         assert len(line) <= width
 
 
+def test_a_nest_that_waits_says_for_what_and_what_to_do() -> None:
+    waiting = changed(
+        WAITING, state=NestState.PAUSED, plugged=True, problem="TokenAbsent", message="the CA token is not there",
+        hint="Plug the CA token in.",
+    )  # fmt: skip
+    for seen in (words(drawn(with_nest(waiting))), wording.nest_line(waiting)):
+        assert "the CA token is not there" in seen
+        assert "Plug the CA token in." in seen
+
+
 def test_what_needs_a_person_is_said_and_being_offline_is_not() -> None:
     assert wording.attention(SNAPSHOT) == []
     troubled = Snapshot(
