@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.fixtures_smp",
     "tests.fixtures_board",
     "tests.fixtures_status",
+    "tests.fixtures_store",
     "tests.fixtures_signer",
     "tests.fixtures_tpm",
     "tests.fixtures_dps",

@@ -92,9 +92,10 @@ class Store:
 
     def close(self) -> None:
         """Waits for what is being written, and wakes whoever waits for events."""
+        # The writer last: the last connection to close empties the WAL, which a reader could not.
+        self._readers.close()
         if self._writing is not None:
             self._writing.close()
-        self._readers.close()
         with self._changed:
             self._changed.notify_all()
 

@@ -79,6 +79,10 @@ class Writer:
     def scrub(self) -> None:
         """Empties the WAL soon: something was deleted that should not linger in it."""
         self._scrub_due.set()
+        with self._state_lock:
+            if not self._closed:
+                # An empty commit costs nothing, and wakes the thread when it waits without a limit.
+                self._jobs.put(_Job(lambda _: None))
 
     def close(self) -> None:
         """Commits what is queued, ends the thread, closes the connection."""
