@@ -137,6 +137,10 @@ class SerialPort:
         # With VMIN 1 an empty read means hung up and nothing else; O_NONBLOCK makes "nothing yet" an EAGAIN.
         characters[termios.VMIN], characters[termios.VTIME] = 1, 0
         termios.tcsetattr(self._fd, termios.TCSANOW, [0, 0, control, 0, rate, rate, characters])
+        # A driver takes what it can of the settings and reports success; the rate is what matters.
+        if termios.tcgetattr(self._fd)[4:6] != [rate, rate]:
+            message = f"{quote(self._path)} can't be run at {baud} baud"
+            raise ConfigError(message)
         termios.tcflush(self._fd, termios.TCIOFLUSH)
 
     def _low_latency(self) -> None:

@@ -7,6 +7,7 @@ MCUboot itself, which hashes the flash before it starts an image. What a recipe 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Final
 
@@ -34,6 +35,8 @@ _VERSION_LIMIT: Final = 64
 _HASH_LIMIT: Final = 64
 _FIRST_SLOT: Final = "slot 0"
 _POLL_SECONDS: Final = 0.2
+_RESET_AGAIN_SECONDS: Final = 3.0
+"""Longer than any board takes from its answer to its restart (Zephyr: 250 ms by default)."""
 
 
 class SmpFirmware:
@@ -82,7 +85,8 @@ class SmpFirmware:
             return
         # A bootloader in serial recovery runs none of its images, and starts what is in the first slot at reset.
         in_recovery = not any(found.active for found in images)
-        if not (in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)):
+        started_anyway = in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)
+        if not started_anyway and not any(found.pending for found in ours):
             self._set_state(call, digest, confirm=False)
         try:
             self._reset(call)
@@ -114,11 +118,11 @@ class SmpFirmware:
 
     def _reset(self, call: Call) -> None:
         try:
-            # Once only: a repeated reset could hit the new image while MCUboot swaps.
+            # Once only: a repeated reset could hit MCUboot while it swaps.
             self._link.ask(
                 call, os_management.ResetWriteRequest, os_management.ResetWriteResponse, "reset", tries=1
             )
-        except DeadlineExceeded:
+        except (DeadlineExceeded, ProtocolViolation):
             # Some boards restart before their answer is out. Whether this one did is seen by its images.
             call.check()
         finally:
@@ -128,7 +132,12 @@ class SmpFirmware:
         seconds = self._link.settings.boot_timeout
         limit = call.within(seconds)
         try:
-            while not self._runs(limit, digest):
+            again = time.monotonic() + _RESET_AGAIN_SECONDS
+            while not (state := self._started(limit, digest)):
+                if state is False and time.monotonic() >= again:
+                    # The old image answers just now: the reset was lost on its way, and nothing is being swapped.
+                    self._reset(limit)
+                    again = time.monotonic() + _RESET_AGAIN_SECONDS
                 limit.pause(_POLL_SECONDS)
                 # It may restart between two looks.
                 self._link.lose()
@@ -137,17 +146,20 @@ class SmpFirmware:
             problem = f"the board did not come back with the image within {seconds:g} s of its reset"
             raise DeadlineExceeded(problem) from None
 
-    def _runs(self, limit: Call, digest: bytes) -> bool:
+    def _started(self, limit: Call, digest: bytes) -> bool | None:
+        """Whether the image runs; None when the board doesn't say."""
         try:
             images = self.installed(limit)
         except (DeadlineExceeded, ProtocolViolation):
             # Silence and a bootloader's noise are what a restart sounds like; `limit` ends it.
             limit.check()
-            return False
+            return None
         ours = [found for found in images if found.digest == digest]
         if any(found.active for found in ours):
             return True
-        if any(found.active for found in images) and not any(found.pending for found in ours):
+        if not any(found.active for found in images):
+            return None
+        if not any(found.pending for found in ours):
             problem = "the board restarted, but not with the image: its bootloader refused it"
             raise FlashRejected(problem)
         return False

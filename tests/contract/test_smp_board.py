@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import random
+import time
 from contextlib import AbstractContextManager
 from typing import TypeVar, cast
 
@@ -17,7 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from drivers.emulated.image import build
 from drivers.smp.settings import Settings
-from hal.call import Call
+from hal.call import Call, Cancel
 from hal.conformance import (
     certificate_store,
     device_identity,
@@ -26,7 +27,7 @@ from hal.conformance import (
     self_test,
     tpm_transport,
 )
-from hal.errors import DeviceGone, DeviceRefused, FlashRejected, KeyConflict
+from hal.errors import Aborted, DeviceGone, DeviceRefused, FlashRejected, KeyConflict
 from hal.interfaces import (
     CertificateStore,
     DeviceIdentity,
@@ -116,6 +117,48 @@ def test_firmware_keeps_the_contract(
     good = image()
     damaged = good.data[:-40] + bytes(1) + good.data[-39:]
     firmware_target.check(open_when_back, good, damaged, board.silence)
+
+
+def test_an_upload_that_was_cut_goes_on_where_it_was(emulated_board: MakeBoard) -> None:
+    board, new = emulated_board("--no-tpm", "--baud", "1000000"), image()
+    with opener(board, FirmwareTarget) as target:
+        cancel, seen = Cancel(), list[int]()
+
+        def cut(done: int, _total: int | None) -> None:
+            if done > len(new.data) // 2:
+                cancel.set()
+
+        with pytest.raises(Aborted):
+            target.write(Call(deadline=time.monotonic() + 20, cancel=cancel, progress=cut), new)
+        again = Call(deadline=time.monotonic() + 20, progress=lambda done, _total: seen.append(done))
+        target.write(again, new)
+        assert seen[0] > len(new.data) // 2
+        cancel.close()
+
+
+def test_a_board_that_is_unplugged_in_an_upload_is_gone(emulated_board: MakeBoard) -> None:
+    board, new = emulated_board("--no-tpm", "--baud", "1000000"), image()
+    seen: list[int] = []
+
+    def unplug(done: int, _total: int | None) -> None:
+        if not seen and done > 10_000:
+            seen.append(done)
+            board.command("unplug")
+
+    with opener(board, FirmwareTarget) as target, pytest.raises(DeviceGone):
+        target.write(Call(deadline=time.monotonic() + 20, progress=unplug), new)
+
+
+def test_an_upload_survives_a_line_that_flips_bits(emulated_board: MakeBoard) -> None:
+    # About one frame in seven is damaged.
+    board, new = (
+        emulated_board("--no-tpm", "--baud", "1000000", "--noise", "1e-4", "--garble-start", "50"),
+        image(),
+    )
+    with opener(board, FirmwareTarget) as target:
+        digest = target.accepts(Call.lasting(10), new)
+        target.write(Call.lasting(60), new)
+        target.boot(Call.lasting(20), digest)
 
 
 def test_a_blank_board_is_flashed_through_its_bootloader(emulated_board: MakeBoard) -> None:

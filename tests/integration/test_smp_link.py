@@ -39,7 +39,7 @@ HEADER = struct.Struct("!BBHHBB")
 ECHO, PARAMETERS = (0, 0), (0, 6)
 STATE, UPLOAD = (1, 0), (1, 1)
 IDENTIFY, TPM = (vendor.GROUP, 0), (vendor.GROUP, 1)
-QUICK = Settings(timeout=0.15, erase_timeout=0.3, sync_timeout=2, sync_interval=0.1, tries=4)
+QUICK = Settings(timeout=0.15, erase_timeout=0.3, sync_timeout=1, sync_interval=0.1, tries=4)
 RESPONSE = bytes.fromhex("80010000000a00000000")
 COMMAND = bytes.fromhex("80010000000c000001440000")
 
@@ -462,6 +462,77 @@ def test_a_digest_that_differs_is_a_mismatch() -> None:
         pytest.raises(VerifyMismatch, match="computed over its flash"),
     ):
         offered[FirmwareTarget].write(Call.lasting(20), IMAGE)
+
+
+class Bootloader:
+    """Two slots: the old image runs, ours waits. `deaf`: numbers of resets that are lost on the way."""
+
+    def __init__(self, *, deaf: frozenset[int] = frozenset(), accepts: bool = True) -> None:
+        self.deaf, self.accepts = deaf, accepts
+        self.pending = self.swapped = False
+
+    def state(self, _responder: Responder, _number: int, fields: Fields) -> Fields:
+        self.pending = self.pending or "hash" in fields
+        ours = {
+            "slot": 0 if self.swapped else 1,
+            "version": "2.0.0",
+            "hash": bytes(32),
+            "active": self.swapped,
+        }
+        old = {
+            "slot": 1 if self.swapped else 0,
+            "version": "1.0.0",
+            "hash": b"o" * 32,
+            "active": not self.swapped,
+        }
+        return {"images": [ours | {"pending": self.pending}, old]}
+
+    def reset(self, _responder: Responder, number: int, _fields: Fields) -> Fields | None:
+        if number in self.deaf:
+            return None
+        self.pending, self.swapped = False, self.accepts
+        return {}
+
+
+RESET = (0, 5)
+
+
+def test_a_lost_reset_is_asked_for_again_while_the_old_image_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drivers.smp.firmware._RESET_AGAIN_SECONDS", 0.2)
+    loader = Bootloader(deaf=frozenset({1}))
+    with attached({STATE: loader.state, RESET: loader.reset}) as (responder, offered):
+        offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
+        assert responder.count(RESET) == 2
+        offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
+        assert responder.count(RESET) == 2, "a board that runs the image is left alone"
+
+
+def test_an_image_that_the_bootloader_refuses_is_told_at_once() -> None:
+    loader = Bootloader(accepts=False)
+    with (
+        attached({STATE: loader.state, RESET: loader.reset}) as (_, offered),
+        pytest.raises(FlashRejected, match="bootloader refused"),
+    ):
+        offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
+
+
+def test_a_board_that_never_comes_back_is_a_deadline() -> None:
+    loader = Bootloader()
+    gone = False
+
+    def echo(_responder: Responder, _number: int, fields: Fields) -> Fields | None:
+        return None if gone else {"r": fields["d"]}
+
+    def reset(_responder: Responder, _number: int, _fields: Fields) -> None:
+        nonlocal gone
+        gone = True
+
+    quick = Settings(timeout=0.15, sync_timeout=0.3, boot_timeout=0.8)
+    with (
+        attached({STATE: loader.state, RESET: reset, ECHO: echo}, quick) as (_, offered),
+        pytest.raises(DeadlineExceeded, match="did not come back"),
+    ):
+        offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
 
 
 def test_a_buffer_too_small_for_anything_is_refused() -> None:
