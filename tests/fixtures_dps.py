@@ -46,7 +46,7 @@ VECTORS: dict[str, Any] = json.loads((DATA / "vectors.json").read_text())
 EKS = [base64.b64decode(entry["endorsementKey"]) for entry in VECTORS["ek"]]
 
 
-def unit(name: str, ek: int = 0, **tags: str) -> Enrollment:
+def unit(name: str, ek: int = 0, /, **tags: str) -> Enrollment:
     return Enrollment(name, f"{name}-device", TpmAttestation(EKS[ek]), tags)
 
 

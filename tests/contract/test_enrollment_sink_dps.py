@@ -20,7 +20,7 @@ def requests(cloud: Cloud) -> list[tuple[str, str, object]]:
 
 def test_it_is_an_enrollment_sink_that_keeps_the_contract(cloud: Cloud, sink: EnrollmentSink) -> None:
     units = [unit(f"unit-{number}") for number in range(12)]
-    enrollment_sink.check(sink, units, unit("unit-0", ek=1))
+    enrollment_sink.check(sink, units, unit("unit-0", 1))
     assert len(cloud.store.all("enrollment")) == 12
 
 
@@ -35,7 +35,7 @@ def test_every_request_is_one_of_the_official_description(cloud: Cloud, descript
     with sink_for(cloud.endpoint, storage_root_key=True) as sink:
         first = sink.upload(Call.lasting(30), batch).items
         again = sink.upload(Call.lasting(30), batch).items
-        sink.upload(Call.lasting(30), [unit("gw-0", ek=1), batch[0]])
+        sink.upload(Call.lasting(30), [unit("gw-0", 1), batch[0]])
     assert [isinstance(item, Receipt) for item in first] == [True] * 8 + [False] * 2
     assert all(isinstance(item, Rejected) for item in first[8:])
     assert all(item.existed for item in again[:8] if isinstance(item, Receipt))
