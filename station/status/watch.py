@@ -6,6 +6,7 @@ It outlives the station: when that restarts, the panel says that what it shows i
 from __future__ import annotations
 
 import os
+import re
 import select
 import sys
 import termios
@@ -112,7 +113,9 @@ def save_svg(snapshot: Snapshot, file: Path, width: int = 150, height: int = 42)
             color_system="truecolor",
         )
         console.print(panel.render(snapshot, width, height))
-        console.save_svg(str(file), title="hallmark status --watch")
+        picture = console.export_svg(title="hallmark status --watch")
+    # rich has the picture load its font from the internet; the viewer's own monospaced one does.
+    file.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
 
 
 def _print(out: TextIO, lines: list[str]) -> None:

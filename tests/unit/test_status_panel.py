@@ -248,11 +248,13 @@ def test_a_stale_picture_says_so() -> None:
     assert "DOES NOT ANSWER" in drawn(SNAPSHOT, notice=" THE STATION DOES NOT ANSWER ")
 
 
-def test_the_picture_can_be_saved(tmp_path: Path) -> None:
+def test_the_picture_can_be_saved_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     watch.save_svg(SNAPSHOT, tmp_path / "panel.svg")
     text = (tmp_path / "panel.svg").read_text()
     assert text.startswith("<svg")
     assert "usb:1-1.3" in text
+    assert "url(http" not in text
+    assert "@font-face" not in text
 
 
 @pytest.mark.parametrize(
