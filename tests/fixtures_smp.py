@@ -71,13 +71,13 @@ class Board:
 MakeBoard = Callable[..., Board]
 
 
-@pytest.fixture
-def emulated_board(tmp_path: Path) -> Iterator[MakeBoard]:
-    """Starts boards with the given options; `settings` for the driver. They end with the test."""
+@contextmanager
+def started_boards(folder: Path) -> Iterator[MakeBoard]:
+    """Starts boards with the given options; `settings` for the driver. They end with the context."""
     running: list[subprocess.Popen[bytes]] = []
 
     def start(*options: str, settings: Settings | None = None) -> Board:
-        state = tmp_path / f"board-{len(running)}"
+        state = folder / f"board-{len(running)}"
         process = subprocess.Popen(
             [sys.executable, "-m", "drivers.emulated.board", "--state", str(state), *options],
             stdout=subprocess.PIPE,
@@ -91,10 +91,19 @@ def emulated_board(tmp_path: Path) -> Iterator[MakeBoard]:
             board.settings = settings
         return board
 
-    yield start
-    for process in running:
-        process.send_signal(signal.SIGTERM)
-    for process in running:
-        process.wait(10)
-        assert process.stdout is not None
-        process.stdout.close()
+    try:
+        yield start
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait(10)
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture
+def emulated_board(tmp_path: Path) -> Iterator[MakeBoard]:
+    """Starts boards that end with the test."""
+    with started_boards(tmp_path) as start:
+        yield start

@@ -6,6 +6,7 @@ import datetime as dt
 import hashlib
 import random
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar, cast
 
@@ -39,7 +40,7 @@ from hal.interfaces import (
 )
 from hal.secret import EMPTY
 from hal.types import FirmwareImage, KeyType
-from tests.fixtures_smp import Board, MakeBoard
+from tests.fixtures_smp import Board, MakeBoard, started_boards
 
 T = TypeVar("T")
 BODY = random.Random(1).randbytes(60_000)
@@ -66,12 +67,19 @@ def certificate(name: str) -> bytes:
     return built.public_bytes(Encoding.DER)
 
 
-@pytest.fixture
-def running(emulated_board: MakeBoard, tmp_path_factory: pytest.TempPathFactory) -> Board:
-    """A board without a TPM that runs firmware 1.0.0."""
-    factory = tmp_path_factory.mktemp("images") / "factory.bin"
-    factory.write_bytes(image("1.0.0", b"factory" * 1000).data)
-    return emulated_board("--no-tpm", "--baud", "0", "--factory-image", str(factory))
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The options of a board that runs firmware 1.0.0."""
+    file = tmp_path_factory.mktemp("images") / "factory.bin"
+    file.write_bytes(image("1.0.0", b"factory" * 1000).data)
+    return ("--factory-image", str(file))
+
+
+@pytest.fixture(scope="module")
+def running(factory: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """One board without a TPM for the tests that don't mind each other."""
+    with started_boards(tmp_path_factory.mktemp("boards")) as start:
+        yield start("--no-tpm", "--baud", "0", *factory)
 
 
 def test_identity_keeps_the_contract(running: Board) -> None:
@@ -96,13 +104,9 @@ def test_self_test_keeps_the_contract(running: Board) -> None:
 
 @pytest.mark.parametrize("reset_absence", ["0", "0.3"], ids=["uart", "native usb"])
 def test_firmware_keeps_the_contract(
-    emulated_board: MakeBoard, tmp_path_factory: pytest.TempPathFactory, reset_absence: str
+    emulated_board: MakeBoard, factory: tuple[str, str], reset_absence: str
 ) -> None:
-    factory = tmp_path_factory.mktemp("images") / "factory.bin"
-    factory.write_bytes(image("1.0.0", b"factory" * 1000).data)
-    board = emulated_board(
-        "--no-tpm", "--baud", "0", "--factory-image", str(factory), "--reset-absence", reset_absence
-    )
+    board = emulated_board("--no-tpm", "--baud", "0", *factory, "--reset-absence", reset_absence)
 
     def open_when_back() -> AbstractContextManager[FirmwareTarget]:
         waiting = Call.lasting(10)
@@ -183,8 +187,11 @@ def test_an_image_that_the_board_can_not_hold_is_refused(emulated_board: MakeBoa
 
 
 @pytest.mark.parametrize("key_type", [KeyType.P256, KeyType.P384])
-def test_a_board_held_key_is_made_once_and_signs(running: Board, key_type: KeyType) -> None:
-    with opener(running, KeyPlace) as place:
+def test_a_board_held_key_is_made_once_and_signs(
+    emulated_board: MakeBoard, factory: tuple[str, str], key_type: KeyType
+) -> None:
+    board = emulated_board("--no-tpm", "--baud", "0", *factory)
+    with opener(board, KeyPlace) as place:
         assert place.key(Call.lasting(30)) is None
         made = place.make_key(Call.lasting(60), key_type, EMPTY)
         assert made.key_type is key_type
@@ -197,15 +204,12 @@ def test_a_board_held_key_is_made_once_and_signs(running: Board, key_type: KeyTy
         assert place.prove(Call.lasting(30), bytes(32))
 
 
-def test_tpm_keeps_the_contract(emulated_board: MakeBoard, tmp_path_factory: pytest.TempPathFactory) -> None:
-    factory = tmp_path_factory.mktemp("images") / "factory.bin"
-    factory.write_bytes(image("1.0.0", b"factory" * 1000).data)
+def test_tpm_keeps_the_contract(emulated_board: MakeBoard, factory: tuple[str, str]) -> None:
     # A small buffer, so that commands and responses go in pieces.
     board = emulated_board(
         "--baud",
         "0",
-        "--factory-image",
-        str(factory),
+        *factory,
         "--buf-size",
         "256",
         settings=Settings(sync_timeout=10),
