@@ -99,6 +99,16 @@ class Boards:
 
     def start(self, name: str = "board", **options: object) -> Board:
         """A board that is ready. Options: underscores for dashes; `factory_version` makes an image and puts it in."""
+        return self.start_all(name, **options)[0]
+
+    def start_all(self, *names: str, **options: object) -> list[Board]:
+        """Several, made at the same time."""
+        made = [self._begin(name, dict(options)) for name in names]
+        for board in made:
+            board.await_ready()
+        return made
+
+    def _begin(self, name: str, options: dict[str, object]) -> Board:
         version = options.pop("factory_version", "1.0.0")
         if version is not None:
             made = self._folder / f"factory-{version}.bin"
@@ -110,7 +120,6 @@ class Boards:
             {option.replace("_", "-"): value for option, value in options.items()},
         )
         self._made.append(board)
-        board.await_ready()
         return board
 
     def stop(self) -> None:

@@ -243,7 +243,7 @@ def test_what_crosses_the_port_is_recorded(boards: Boards, tmp_path: Path) -> No
 def test_a_board_without_a_tpm_keeps_its_key_by_itself(boards: Boards) -> None:
     board = boards.start(no_tpm=True)
     assert len(board.processes()) == 2
-    with talk(board) as offered:
+    with talk(board, Settings(timeout=0.3)) as offered:
         place = offered[KeyPlace]
         made = place.make_key(call(), KeyType.P256, EMPTY)
         request = x509.load_der_x509_csr(place.csr(call(), "unit-1"))
@@ -255,10 +255,13 @@ def test_a_board_without_a_tpm_keeps_its_key_by_itself(boards: Boards) -> None:
     assert (board.state / "key.pem").stat().st_mode & 0o077 == 0
 
 
-def test_boards_have_eks_of_their_own_from_one_maker(boards: Boards) -> None:
+def test_boards_started_at_once_have_eks_of_their_own_from_one_new_maker(
+    boards: Boards, tmp_path: Path
+) -> None:
     found: list[x509.Certificate] = []
-    for name in ("a", "b"):
-        made = certificates(boards.start(name))
+    boards.ek_ca = tmp_path / "new-ek-ca"
+    for board in boards.start_all("a", "b"):
+        made = certificates(board)
         assert made
         found += made
         root = x509.load_pem_x509_certificate((boards.ek_ca / "issuercert.pem").read_bytes())

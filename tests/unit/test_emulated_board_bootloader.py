@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from drivers.emulated import image
 from drivers.emulated.board.bootloader import PRIMARY, SECONDARY, Bootloader, Swap, flash_size
 from drivers.emulated.board.flash import SECTOR, Flash
 from drivers.emulated.board.power import Power
 from drivers.emulated.image import build, inspect
+from drivers.smp import mcuboot
 
 SLOT: Final = 6 * SECTOR
 OLD: Final = build("1.0.0", b"o" * 9000)
@@ -49,8 +51,8 @@ class Bench:
             loader.write(SECONDARY, at, data[at : at + 1000])
 
     def version(self) -> str | None:
-        image = self.start().boot()
-        return image.version if image else None
+        running = self.start().boot()
+        return running.version if running else None
 
     def close(self) -> None:
         self.flash.close()
@@ -167,6 +169,19 @@ def test_flash_clears_bits_only_and_erases_whole_sectors(tmp_path: Path) -> None
     flash.erase(0, SECTOR)
     assert flash.is_erased(0, 2 * SECTOR)
     flash.close()
+
+
+def test_the_station_reads_the_same_digest_from_an_image(tmp_path: Path) -> None:
+    out = tmp_path / "image.bin"
+    assert image.main(["--version", "1.4.2+7", "--size", "1000", str(out)]) == 0
+    ours = inspect(out.read_bytes())
+    assert ours is not None
+    assert (ours.version, ours.intact, ours.size) == ("1.4.2.7", True, out.stat().st_size)
+    assert mcuboot.parse(out.read_bytes()).digest == ours.digest
+    with pytest.raises(ValueError, match="not a version"):
+        build("one", b"")
+    with pytest.raises(ValueError, match="does not fit"):
+        build("1.999.0", b"")
 
 
 @given(st.binary(max_size=600))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from smp import packet
 
 from drivers.emulated.board.frames import Deframer, frame
-from drivers.emulated.board.uart import Line
+from drivers.emulated.board.uart import ADAPTER_PACKET, Adapter, Line
 
 
 def line(baud: int = 9600, noise: float = 0.0, loss: float = 0.0) -> Line:
@@ -66,6 +66,28 @@ def test_an_unpaced_line_delivers_at_once() -> None:
     wire.push(b"abc", 5.0)
     assert wire.due(5.0) == 5.0
     assert wire.pop(5.0) == b"abc"
+
+
+def test_an_adapter_holds_back_less_than_a_packet_until_its_timer_ticks() -> None:
+    adapter = Adapter(0.016)
+    adapter.push(b"x" * ADAPTER_PACKET, 10.0)
+    assert len(adapter.pop(10.0)) == ADAPTER_PACKET
+    adapter.push(b"abc", 10.001)
+    assert adapter.pop(10.002) == b""
+    due = adapter.due()
+    assert due is not None
+    assert 10.002 < due <= 10.017
+    adapter.push(b"d", 10.003)
+    assert adapter.due() == due
+    assert adapter.pop(due) == b"abcd"
+    assert adapter.due() is None
+
+
+def test_an_adapter_without_a_timer_holds_nothing_back() -> None:
+    adapter = Adapter(0.0)
+    for now in (1.0, 1.0, 2.5):
+        adapter.push(b"abc", now)
+        assert adapter.pop(now) == b"abc"
 
 
 def test_noise_and_loss_have_their_rates_and_repeat_with_the_seed() -> None:

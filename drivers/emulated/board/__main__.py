@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from drivers.emulated.board.machine import Machine
 from drivers.emulated.board.options import Options, parse
 from drivers.emulated.board.power import Power
 from drivers.emulated.board.storage import burn_serial, replace
-from drivers.emulated.board.tpm import EkCertificate, manufacture
+from drivers.emulated.board.tpm import SCRATCH, EkCertificate, manufacture
 from drivers.emulated.image import inspect
 from hal.errors import ConfigError, HallmarkError
 
@@ -68,6 +69,8 @@ def _too_late(number: int, frame: object) -> None:
 def _make(options: Options) -> None:
     """What a board has when it leaves its maker. A crash half-way leaves what the next start completes."""
     state = options.state
+    for left in state.glob(f"{SCRATCH}*"):
+        shutil.rmtree(left)
     if options.tpm:
         # A foreign maker's CA is of this board alone.
         foreign = options.ek_certificate is EkCertificate.FOREIGN

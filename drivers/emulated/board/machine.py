@@ -24,7 +24,7 @@ from drivers.emulated.board.options import Options
 from drivers.emulated.board.port import Port
 from drivers.emulated.board.power import Power, Stage
 from drivers.emulated.board.recording import Direction, Recording
-from drivers.emulated.board.uart import Line
+from drivers.emulated.board.uart import Adapter, Line
 from hal.errors import StationError
 
 POWER_BACK_SECONDS: Final = 0.2
@@ -46,6 +46,7 @@ class Machine:
         self._chance = chance
         self._to_board = Line(options.baud, options.noise, options.loss, chance)
         self._to_host = Line(options.baud, options.noise, options.loss, chance)
+        self._adapter = Adapter(options.latency_seconds)
         self._port = Port(options.port)
         self._recording = Recording(options.record) if options.record else None
         self._control = ControlServer(options.control, self._act)
@@ -131,7 +132,8 @@ class Machine:
     def _timeout(self, now: float) -> float | None:
         """Milliseconds until something is due."""
         due = [when for when, _ in self._timers]
-        due += [when for line in (self._to_board, self._to_host) if (when := line.due(now)) is not None]
+        waits = (self._to_board.due(now), self._to_host.due(now), self._adapter.due())
+        due += [when for when in waits if when is not None]
         return max(0.0, min(due) - now) * 1000 if due else None
 
     def _from_host(self, written_at: float) -> None:
@@ -158,7 +160,8 @@ class Machine:
             except (BlockingIOError, BrokenPipeError, ConnectionResetError):
                 sent = 0
             self._counters["overrun"] += len(for_board) - sent
-        for_host = self._to_host.pop(now)
+        self._adapter.push(self._to_host.pop(now), now)
+        for_host = self._adapter.pop(now)
         if for_host and self._port.plugged:
             self._record(Direction.TO_HOST, for_host)
             self._counters["overrun"] += len(for_host) - self._port.write(for_host)
@@ -269,6 +272,7 @@ class Machine:
         """The reset, once its answer is on its way."""
         self._without_power()
         if self._options.reset_absence:
+            self._adapter.clear()
             self._port.unplug()
             self._later(self._options.reset_absence, self._port.plug)
         self._start(recovery=end is firmware.End.RECOVERY)

@@ -16,8 +16,8 @@ BUFFER_MOST: Final = 0xFFFF - 2
 """The length field of the serial framing counts message and CRC in 16 bits."""
 
 EPILOG: Final = """\
-It prints one line of JSON when it is first plugged in: {"ready": true, "port": ..., "control": ..., "pid": ...}. SIGTERM and
-SIGINT switch it off in an orderly way; SIGKILL is a power cut.
+It prints one line of JSON when it is first plugged in: {"ready": true, "port": ..., "control": ..., "pid": ...}.
+SIGTERM and SIGINT switch it off in an orderly way; SIGKILL is a power cut.
 
 The control socket takes one command a line and answers each with a line of JSON: {"ok": true, ...} or
 {"ok": false, "error": ...}.
@@ -50,6 +50,7 @@ class Options:
     factory_image: Path | None = None
     unplugged: bool = False
     baud: int = 115200
+    latency_seconds: float = 0.0
     garble_start: int = 0
     noise: float = 0.0
     loss: float = 0.0
@@ -87,6 +88,13 @@ def parser() -> argparse.ArgumentParser:
         type=_whole,
         metavar="N",
         help="pace both directions at N/10 octets a second; 0: unpaced (115200)",
+    )
+    add(
+        "--latency-ms",
+        dest="latency_seconds",
+        type=_milliseconds,
+        metavar="N",
+        help="a USB adapter's timer; 16 is usual (0)",
     )
     add("--garble-start", type=_whole, metavar="N", help="octets of garbage after each power-up or reset (0)")
     add("--noise", type=_rate, metavar="RATE", help="probability of a flipped bit, per octet (0)")

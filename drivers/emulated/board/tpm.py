@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,9 @@ from hal.errors import ConfigError, DeviceGone, quote
 
 STATE_FILE: Final = "tpm2-00.permall"
 """swtpm's persistent state (swtpm(8)); a folder holds a TPM when this file is in it."""
+SCRATCH: Final = ".making-"
+"""Begins the names of folders that only a killed start leaves beside the TPM."""
+_CA_CERTIFICATE: Final = "issuercert.pem"
 HEADER_LENGTH: Final = 10
 MESSAGE_LIMIT: Final = 4096
 """TPM_PT_MAX_COMMAND_SIZE and TPM_PT_MAX_RESPONSE_SIZE of libtpms."""
@@ -53,7 +56,8 @@ def die_with_parent() -> None:
 def manufacture(state: Path, ek_ca: Path, certificate: EkCertificate) -> None:
     """Makes a TPM in `state` with EKs at 0x81010001 (RSA-2048) and 0x81010016 (P-384), unless there is one.
 
-    `ek_ca` is made when it is not there; `swtpm-localca-rootca-cert.pem` in it is the root. A crash leaves no half TPM.
+    `ek_ca` is made when it is not there; `swtpm-localca-rootca-cert.pem` in it is the root, `issuercert.pem` the one
+    that signs. Boards may share it, several at once. A crash leaves neither half a TPM nor half a CA.
     ConfigError when swtpm's tools are missing or refuse.
     """
     state, ek_ca = state.absolute(), ek_ca.absolute()
@@ -61,20 +65,31 @@ def manufacture(state: Path, ek_ca: Path, certificate: EkCertificate) -> None:
         return
     ek_ca.mkdir(parents=True, exist_ok=True, mode=0o700)
     # Beside its final place, so that the rename that makes it a TPM stays on one file system.
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=state.parent) as scratch:
-        made = Path(scratch, "state")
+    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=state.parent) as scratch:
+        made, new_ca = Path(scratch, "state"), Path(scratch, "ek-ca")
         made.mkdir(mode=0o700)
-        config = _configure(Path(scratch), ek_ca)
-        wanted = ["--createek"] if certificate is EkCertificate.NONE else ["--create-ek-cert"]
-        # Relative to its working directory: swtpm would take an absolute path apart at a comma.
-        options = ["--tpm2", "--tpmstate", ".", *wanted, "--lock-nvram", "--config", str(config)]
-        with _locked(ek_ca / ".boards.lock"):
-            _run([_program("swtpm_setup"), *options], made)
-        if not (made / STATE_FILE).exists():
-            raise ConfigError("swtpm_setup said nothing, but made no TPM")
+        with _locked(ek_ca / ".boards.lock") as unlock:
+            if certificate is EkCertificate.NONE or (ek_ca / _CA_CERTIFICATE).exists():
+                unlock()  # swtpm_localca has a lock of its own, for the serial number
+                _set_up(made, _configure(Path(scratch), ek_ca), certificate)
+            else:
+                new_ca.mkdir(mode=0o700)
+                _set_up(made, _configure(Path(scratch), new_ca), certificate)
+                # The certificate last: it is what makes the folder a CA.
+                for file in sorted(new_ca.iterdir(), key=lambda path: path.name == _CA_CERTIFICATE):
+                    shutil.move(file, ek_ca / file.name)
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(state)
         made.rename(state)
+
+
+def _set_up(state: Path, config: Path, certificate: EkCertificate) -> None:
+    wanted = "--createek" if certificate is EkCertificate.NONE else "--create-ek-cert"
+    # Relative to its working directory: swtpm would take an absolute path apart at a comma.
+    options = ["--tpm2", "--tpmstate", ".", wanted, "--lock-nvram", "--config", str(config)]
+    _run([_program("swtpm_setup"), *options], state)
+    if not (state / STATE_FILE).exists():
+        raise ConfigError("swtpm_setup said nothing, but made no TPM")
 
 
 def _configure(folder: Path, ek_ca: Path) -> Path:
@@ -119,10 +134,11 @@ def _program(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[Callable[[], None]]:
+    """Gives what unlocks it earlier than the end of the block."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
 
 
 class Tpm:

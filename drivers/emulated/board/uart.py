@@ -1,4 +1,4 @@
-"""One direction of a serial line: octets take their time, and may be flipped or lost on the way.
+"""One direction of a serial line: octets take their time, may be flipped or lost, and may wait in a USB adapter.
 
 Arithmetic over given times (seconds, monotonic) only: who reads, writes and waits is the machine.
 """
@@ -11,6 +11,8 @@ from typing import Final
 
 BITS_PER_OCTET: Final = 10
 """8N1: start bit, eight data bits, stop bit."""
+ADAPTER_PACKET: Final = 62
+"""Octets with which an FTDI adapter sends at once: a full-speed USB packet of 64 less two of modem status."""
 GRAIN: Final = 0.004
 """Seconds after which a part of a longer run is delivered; its end always comes on time."""
 
@@ -80,3 +82,35 @@ class Line:
             flip = 1 << self._chance.randrange(8) if self._chance.random() < self.noise else 0
             survived.append(octet ^ flip)
         return bytes(survived)
+
+
+class Adapter:
+    """A USB adapter's latency timer (FTDI AN232B-04): fewer octets than a packet wait for its next tick."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._held = bytearray()
+        self._tick = 0.0
+        """The timer's next tick, while octets are held."""
+
+    def push(self, data: bytes, now: float) -> None:
+        if data and not self._held:
+            # The timer runs on by itself; every packet starts it anew.
+            ticks = int(max(0.0, now - self._tick) / self._seconds) + 1 if self._seconds else 0
+            self._tick = self._tick + ticks * self._seconds if ticks else now
+        self._held += data
+
+    def pop(self, now: float) -> bytes:
+        """What goes to the host by `now`."""
+        whole = len(self._held) if self._tick <= now else len(self._held) // ADAPTER_PACKET * ADAPTER_PACKET
+        packets = bytes(self._held[:whole])
+        del self._held[:whole]
+        if packets:
+            self._tick = now + self._seconds if self._held else now
+        return packets
+
+    def due(self) -> float | None:
+        return self._tick if self._held else None
+
+    def clear(self) -> None:
+        self._held.clear()
