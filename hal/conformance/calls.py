@@ -20,7 +20,7 @@ Silence = Callable[[], AbstractContextManager[None]]
 
 PROMPT: Final = 1.0
 """Seconds in which a call ends after its deadline or cancel."""
-SHORT: Final = 0.3
+SHORT: Final = 0.2
 """Seconds given to a call that can't succeed."""
 WORKING: Final = 120.0
 """Seconds given to a call that has to succeed."""

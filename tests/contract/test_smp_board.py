@@ -43,7 +43,7 @@ from hal.types import FirmwareImage, KeyType
 from tests.fixtures_smp import Board, MakeBoard, started_boards
 
 T = TypeVar("T")
-BODY = random.Random(1).randbytes(60_000)
+BODY = random.Random(1).randbytes(40_000)
 
 
 def opener(board: Board, interface: type[T]) -> AbstractContextManager[T]:
@@ -145,7 +145,7 @@ def test_a_board_that_is_unplugged_in_an_upload_is_gone(emulated_board: MakeBoar
     seen: list[int] = []
 
     def unplug(done: int, _total: int | None) -> None:
-        if not seen and done > 10_000:
+        if not seen and done > 5_000:
             seen.append(done)
             board.command("unplug")
 
