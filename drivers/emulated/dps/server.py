@@ -185,6 +185,8 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "emulated-dps"
     sys_version = ""
+    disable_nagle_algorithm = True
+    wbufsize = -1  # one segment for head and body: else each answer waits 40 ms for a delayed acknowledgement
     server: _Listener
     timeout = IDLE_SECONDS
 
@@ -234,6 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _write(self, answer: Answer, raw: str | None = None) -> None:
         body = b"" if answer.body is None else json.dumps(answer.body).encode()
         body = raw.encode() if raw is not None else body
+        if answer.status == HTTPStatus.NO_CONTENT:
+            body = b""  # else it would be the beginning of the next answer
         self.send_response_only(answer.status, _phrase(answer.status))
         self.send_header("Date", format_datetime(self.server.cloud.weather.now(), usegmt=True))
         if answer.status != HTTPStatus.NO_CONTENT:
@@ -243,6 +247,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+        self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it so
         """Requests are noted by the weather, not on stderr."""
