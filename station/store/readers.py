@@ -6,6 +6,7 @@ A reader that takes long would keep the WAL from being emptied, so it is stopped
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,12 +31,15 @@ class Readers:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._closed = threading.Event()
         self._idle: queue.LifoQueue[apsw.Connection | None] = queue.LifoQueue()
         for _ in range(CONNECTIONS):
             self._idle.put(None)
 
     def read(self, question: Callable[[apsw.Connection], T], limit: float = TIME_LIMIT) -> T:
         """`question(connection)` over one consistent snapshot; StoreUnavailable when it takes over `limit` seconds."""
+        if self._closed.is_set():
+            raise StoreUnavailable("the store is closed")
         try:
             db = self._idle.get(timeout=limit)
         except queue.Empty:
@@ -50,6 +54,9 @@ class Readers:
 
     def close(self) -> None:
         """Closes them once their questions are answered."""
+        if self._closed.is_set():
+            return
+        self._closed.set()
         for _ in range(CONNECTIONS):
             db = self._idle.get()
             if db is not None:

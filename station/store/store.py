@@ -58,8 +58,8 @@ class _Writing:
             raise
 
     def close(self) -> None:
-        self.writer.close()
-        self.lock.release()
+        if self.writer.close():
+            self.lock.release()
 
 
 class Store:

@@ -84,15 +84,16 @@ class Writer:
                 # An empty commit costs nothing, and wakes the thread when it waits without a limit.
                 self._jobs.put(_Job(lambda _: None))
 
-    def close(self) -> None:
-        """Commits what is queued, ends the thread, closes the connection."""
+    def close(self) -> bool:
+        """Commits what is queued, ends the thread, closes the connection. False when that was done before."""
         with self._state_lock:
             if self._closed:
-                return
+                return False
             self._closed = True
             self._jobs.put(None)
         self._thread.join()
         self._db.close()
+        return True
 
     # --- on the writer's thread --------------------------------------------------------------------------------
 
