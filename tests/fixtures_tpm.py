@@ -107,29 +107,34 @@ def ek(line: Recorder) -> EndorsementKey:
     return found
 
 
-@pytest.fixture
-def tcti_device(tpm_state: Path, tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[Bindings]]]:
-    """Opens the driver tcti on a swtpm that listens on a unix socket, as somebody starts one by hand."""
-    path = tmp_path / "s"
+@contextlib.contextmanager
+def listening(state: Path, path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A swtpm that listens on a unix socket, as somebody starts one by hand, and the TCTI that leads to it."""
     child = subprocess.Popen(
         ["swtpm", "socket", "--tpm2", "--tpmstate", "dir=.", "--flags", "not-need-init,startup-clear"]
         + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"],
-        cwd=tpm_state,
+        cwd=state,
         stderr=subprocess.DEVNULL,
     )
-    settings = TctiSettings(tcti=f"swtpm:path={path}")
-
-    @contextlib.contextmanager
-    def open_device() -> Iterator[Bindings]:
-        with opened([("tpm", TCTI, settings)], {}) as bindings:
-            yield bindings
-
     try:
         deadline = time.monotonic() + SECONDS
         while not (path.exists() and Path(f"{path}.ctrl").exists()):
             assert time.monotonic() < deadline, "swtpm doesn't listen"
             time.sleep(0.005)
-        yield open_device
+        yield child, f"swtpm:path={path}"
     finally:
         child.kill()
         child.wait()
+
+
+@pytest.fixture
+def tcti_device(tpm_state: Path, tmp_path: Path) -> Iterator[Callable[[], AbstractContextManager[Bindings]]]:
+    """Opens the driver tcti on such a swtpm."""
+    with listening(tpm_state, tmp_path / "s") as (_, tcti):
+
+        @contextlib.contextmanager
+        def open_device() -> Iterator[Bindings]:
+            with opened([("tpm", TCTI, TctiSettings(tcti=tcti))], {}) as bindings:
+                yield bindings
+
+        yield open_device

@@ -109,7 +109,9 @@ class Tpm:
         )
         if codec.response_code(first) == codec.RC_INITIALIZE:
             # Bare chips without platform firmware; elsewhere the firmware has done it before.
-            self._raw(codec.startup(), "TPM2_Startup")
+            code = codec.response_code(self._tcti.exchange(codec.startup()))
+            if code not in (codec.RC_SUCCESS, codec.RC_INITIALIZE):
+                raise mapped(code, "TPM2_Startup")
         for kind in SWEPT:
             for handle in self.handles(kind, kind | 0x00FFFFFF):
                 code = codec.response_code(self._tcti.exchange(codec.flush(handle)))

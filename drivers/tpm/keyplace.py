@@ -6,6 +6,9 @@ and owner auth is needed for EvictControl alone. Certificates and who may ask fo
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding
@@ -16,7 +19,7 @@ from drivers.tpm import public, sessions, templates
 from drivers.tpm.context import Tpm
 from drivers.tpm.tss import tpm_ecc_private_key, tpm_rsa_private_key
 from hal.call import Call
-from hal.errors import CredentialError, KeyConflict, TpmError, quote
+from hal.errors import CredentialError, KeyConflict, ProtocolViolation, TpmError, quote
 from hal.secret import Secret
 from hal.types import DeviceKey, KeyType
 
@@ -54,30 +57,31 @@ class TpmKeyPlace:
             return public.device_key(public.octets(area))
 
     def csr(self, call: Call, common_name: str) -> bytes:
-        with self._tpm.use(call, "signing the certificate request") as esapi:
-            kind = self._there().key_type
-            try:
-                subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-            except ValueError as error:
-                raise CredentialError(f"{quote(common_name)} can't be a common name: {error}") from error
-            builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
-            with self._tpm.persistent(templates.DEVICE_KEY_HANDLE) as item:
-                is_rsa = kind in (KeyType.RSA2048, KeyType.RSA3072)
-                key = tpm_rsa_private_key(esapi, item) if is_rsa else tpm_ecc_private_key(esapi, item)
-                return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
+        try:
+            subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+        except ValueError as error:
+            raise CredentialError(f"{quote(common_name)} can't be a common name: {error}") from error
+        builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        with self._tpm.use(call, "signing the certificate request"), self._private_key() as key:
+            return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER)
 
     def prove(self, call: Call, nonce: bytes) -> bytes:
-        with self._tpm.use(call, "signing with the device key") as esapi:
-            kind = self._there().key_type
-            with self._tpm.persistent(templates.DEVICE_KEY_HANDLE) as item:
-                if kind in (KeyType.RSA2048, KeyType.RSA3072):
-                    signed = tpm_rsa_private_key(esapi, item).sign(nonce, padding.PKCS1v15(), hashes.SHA256())
-                else:
-                    signed = tpm_ecc_private_key(esapi, item).sign(nonce, ec.ECDSA(hashes.SHA256()))
-                return bytes(signed)
+        with self._tpm.use(call, "signing with the device key"), self._private_key() as key:
+            if isinstance(key, tpm_rsa_private_key):
+                return bytes(key.sign(nonce, padding.PKCS1v15(), hashes.SHA256()))
+            return bytes(key.sign(nonce, ec.ECDSA(hashes.SHA256())))
 
-    def _there(self) -> DeviceKey:
+    @contextlib.contextmanager
+    def _private_key(self) -> Iterator[tpm_ecc_private_key | tpm_rsa_private_key]:
+        """The device key as `cryptography` knows private keys; it stays in the TPM."""
         area = self._tpm.read_public(templates.DEVICE_KEY_HANDLE)
         if area is None:
             raise CredentialError(f"there is no key at 0x{templates.DEVICE_KEY_HANDLE:08x}")
-        return public.device_key(area)
+        is_rsa = public.device_key(area).key_type in (KeyType.RSA2048, KeyType.RSA3072)
+        kind = tpm_rsa_private_key if is_rsa else tpm_ecc_private_key
+        with self._tpm.persistent(templates.DEVICE_KEY_HANDLE) as item:
+            try:
+                yield kind(self._tpm.connected(), item)
+            except ValueError as error:
+                # The library reads the object again by itself: a device may have said something else this time.
+                raise ProtocolViolation("what the TPM says of its device key doesn't hold") from error

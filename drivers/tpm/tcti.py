@@ -24,8 +24,12 @@ def is_bench_only(tcti: str) -> bool:
     return tcti.partition(":")[0].removeprefix("libtss2-tcti-").removesuffix(".so.0") in BENCH_TCTIS
 
 
+FINALIZE_ASKS: Final = frozenset({"swtpm", "mssim"})
+"""TCTIs whose end is a conversation on a control channel, in C and without a deadline."""
+
+
 class TctiTransport:
-    """Opened with the first command, and anew after a command that was given up: its answer may still come."""
+    """Opened with the first command. The answer to a command that was given up is dropped when the next one is sent."""
 
     def __init__(self, tcti: str) -> None:
         name, _, configuration = tcti.partition(":")
@@ -33,6 +37,7 @@ class TctiTransport:
             raise ConfigError("a TCTI is named, as in device:/dev/tpmrm0", key="tcti")
         self._name, self._configuration = name, configuration or None
         self._tcti: TCTILdr | None = None
+        self._owed = False
 
     def transmit(self, call: Call, command: bytes) -> bytes:
         """`command` to its response. DeviceBusy when the TCTI can't be opened, DeviceGone when it fails later.
@@ -40,25 +45,31 @@ class TctiTransport:
         Deadline and cancel hold for TCTIs that tell what to poll (device, swtpm, mssim); others block in C.
         """
         call.check()
-        whole = False
+        tcti = self._opened()
         try:
-            tcti = self._opened()
+            if self._owed:
+                self._receive(call, tcti)
             tcti.transmit(command)
-            self._wait(call, tcti)
-            response = bytes(tcti.receive(codec.MAX_MESSAGE))
-            whole = True
+            self._owed = True
+            return self._receive(call, tcti)
         except TSS2_Exception as error:
+            self._owed = False
+            self.close()
             raise DeviceGone(f"TCTI {quote(self._name)} failed: {quote(str(error))}") from error
-        finally:
-            if not whole:
-                self.close()
-        return response
 
     def close(self) -> None:
         """Idempotent."""
-        if self._tcti is not None:
-            self._tcti.close()
-            self._tcti = None
+        tcti, self._tcti = self._tcti, None
+        owed, self._owed = self._owed, False
+        # A TPM that hasn't answered would not answer this either: such a connection ends with its process.
+        if tcti is not None and not (owed and self._name in FINALIZE_ASKS):
+            tcti.close()
+
+    def _receive(self, call: Call, tcti: TCTILdr) -> bytes:
+        self._wait(call, tcti)
+        response = bytes(tcti.receive(codec.MAX_MESSAGE))
+        self._owed = False
+        return response
 
     def _opened(self) -> TCTILdr:
         if self._tcti is None:
