@@ -31,7 +31,7 @@ from tests.fixtures_status import STATION, FakeControl, FakeRecords
 
 OUT = Path("/out")
 SERVICES = ("signer", "station", "uploader")
-BOOT_SECONDS = 60
+BOOT_SECONDS = 30
 
 
 def reach(act: Callable[[], object]) -> str:
@@ -80,6 +80,31 @@ def findings() -> dict[str, Any]:
     }
 
 
+def machinery() -> dict[str, str]:
+    """The libraries with C inside, and what a worker does to itself, tried in this sandbox."""
+    import apsw
+    import pyudev
+    import tpm2_pytss
+    import urllib3
+
+    database = apsw.Connection(str(Paths().state / "probe.db"))
+    database.execute("PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS t(x); INSERT INTO t VALUES (1)")
+    database.close()
+    monitor = pyudev.Monitor.from_netlink(pyudev.Context())
+    monitor.start()
+    confined = "from station.worker.process import confine; confine(3); print('confined')"
+    child = subprocess.run(
+        [sys.executable, "-c", confined], capture_output=True, text=True, timeout=30, check=False
+    )
+    tcti = tpm2_pytss.PyTCTI(max_size=4096)  # C calls back into Python
+    return {
+        "worker": child.stdout.strip() or child.stderr[-300:],
+        "udev": type(monitor.fileno()).__name__,
+        "tcti": type(tcti).__name__,
+        "http": type(urllib3.PoolManager()).__name__,
+    }
+
+
 def signer() -> None:
     passed = notify.listen_fds()["signer"]
     found = findings()
@@ -97,6 +122,7 @@ def station() -> None:
     passed = notify.listen_fds()
     found = findings()
     found["passed"] = sorted(passed)
+    found["machinery"] = machinery()
     control = FakeControl(station=msgspec.structs.replace(STATION, problems=[json.dumps(found)]))
     watchdog = notify.Watchdog(["status", "outbox"])
     StatusServer(
