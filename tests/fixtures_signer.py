@@ -17,8 +17,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import apsw
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -129,6 +130,29 @@ class BenchCa:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def ledger(self, query: str) -> list[tuple[Any, ...]]:
+        """Rows of the signer's ledger, read beside it: a test may, nobody else."""
+        with contextlib.closing(apsw.Connection(str(self.paths.signer_state / "ledger.db"))) as db:
+            return list(db.execute(query))
+
+    def wrong_pin_counted(self) -> bool:
+        """Whether the token says that a wrong PIN was given since the last right one (CKF_USER_PIN_COUNT_LOW)."""
+        return "True" in self._token("print(pkcs11.TokenFlag.USER_PIN_COUNT_LOW in token.flags)")
+
+    def log_in_elsewhere(self) -> None:
+        """A right login by another process, which clears that flag."""
+        self._token(f"token.open(user_pin={PIN!r})")
+
+    def _token(self, code: str) -> str:
+        prelude = (
+            f"import pkcs11\ntoken = pkcs11.lib({str(softhsm_module())!r}).get_token(token_label={TOKEN!r})\n"
+        )
+        command = [sys.executable, "-c", prelude + code]
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, timeout=30, check=True
+        )
+        return done.stdout
 
 
 def station_toml(module: Path, mode: str = "bench") -> str:

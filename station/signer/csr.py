@@ -46,7 +46,7 @@ def read_csr(der: bytes, registration_id: str) -> Request:
         names = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         algorithm = csr.signature_hash_algorithm
         signed = csr.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (ValueError, TypeError, x509.InvalidVersion, UnsupportedAlgorithm, InvalidSignature) as error:
         message = f"a certificate request that can't be read: {quote(str(error))}"
         raise CsrRejected(message) from error
     if not isinstance(key, (ec.EllipticCurvePublicKey, rsa.RSAPublicKey)):

@@ -99,6 +99,7 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
         stack.callback(overrun.stop)
         watchdog = notify.Watchdog((ACCEPT_LOOP, SUPERVISOR_LOOP))
         supervisor = Supervisor(opened.token, section.ca_key, authority, overrun, watchdog)
+        stack.callback(supervisor.close)
         issuer = Issuer(book, opened.token, section.ca_key, authority, profiles) if authority else None
         label = str(section.settings.get("token", section.driver))
         service = Service(supervisor, issuer, authority, book, opened.wrap, section.wrap_key, label, overrun)

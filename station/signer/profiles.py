@@ -240,7 +240,13 @@ def _check(source: TomlSource, file: ProfileFile, problems: Problems) -> None:
         problems.add(source, ("extensions", "key_usage"), 'expected "digital_signature": TLS clients sign')
     if "key_encipherment" in file.extensions.key_usage and file.key_type in (KeyType.P256, KeyType.P384):
         problems.add(
-            source, ("extensions", "key_usage"), "key_encipherment is for RSA keys (RFC 5480, section 3)"
+            source,
+            ("extensions", "key_usage"),
+            "expected no key_encipherment, which is for RSA keys (RFC 5480)",
         )
     if "key_agreement" in file.extensions.key_usage and file.key_type in (KeyType.RSA2048, KeyType.RSA3072):
-        problems.add(source, ("extensions", "key_usage"), "key_agreement is for EC keys (RFC 3279, 2.3.1)")
+        problems.add(
+            source,
+            ("extensions", "key_usage"),
+            "expected no key_agreement, which is for EC keys (RFC 3279)",
+        )

@@ -6,6 +6,8 @@ certificate. The driver initialises the module anew after a loss. A PIN that was
 
 from __future__ import annotations
 
+import os
+import select
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -22,7 +24,7 @@ from station.signer.overrun import Overrun
 
 READY_SECONDS: Final = 20.0
 """Between two looks at a token that works: some sessions die when they idle for some minutes."""
-LOST_SECONDS: Final = 2.0
+LOST_SECONDS: Final = 1.0
 """Between two looks for one that doesn't."""
 LOOP: Final = "supervisor"
 
@@ -45,6 +47,7 @@ class Supervisor:
         self._token, self._ca_key, self._authority = token, ca_key, authority
         self._overrun, self._watchdog = overrun, watchdog
         self._lock = threading.Lock()
+        self._lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._seen = Condition(TokenCondition.ABSENT, "not looked for yet")
 
     @property
@@ -74,7 +77,20 @@ class Supervisor:
             except HallmarkError:
                 pause = LOST_SECONDS  # noted, and logged when it was new
             self._watchdog.beat(LOOP)
-            cancel.wait(min(pause, self._watchdog.interval))
+            self._wait(cancel, min(pause, self._watchdog.interval))
+
+    def close(self) -> None:
+        """After `run` has ended and nobody checks any more."""
+        os.close(self._lost)
+
+    def _wait(self, cancel: Cancel, seconds: float) -> None:
+        """Until the time is up, `cancel` is set, or somebody else's check has found the token lost."""
+        poll = select.poll()
+        poll.register(cancel.fileno(), select.POLLIN)
+        poll.register(self._lost, select.POLLIN)
+        if any(fd == self._lost for fd, _ in poll.poll(seconds * 1000)):
+            os.eventfd_read(self._lost)
+            cancel.wait(LOST_SECONDS)
 
     def _check_ca_key(self, call: Call) -> None:
         found = self._token.public_key(call, self._ca_key)
@@ -95,5 +111,7 @@ class Supervisor:
                 now = Condition(condition, str(error), error.hint)
             before, self._seen = self._seen, now
         if now != before:
+            if error is not None:
+                os.eventfd_write(self._lost, 1)
             log = _log.info if error is None else _log.warning
             log("token", condition=now.condition.value, problem=now.problem)
