@@ -19,13 +19,12 @@ from hal.errors import IdentityConflict, Outcome, ProtocolViolation, StationErro
 from station import messages
 from station.status.view import EventView
 from station.store import audit, certificates, escrow, identity, orders, outbox, passing, records, visits
-from station.store.ballast import SIZE, Ballast
-from station.store.database import FULL_HINT, StationLock, open_writer
-from station.store.leases import Leases
+from station.store.ballast import SIZE
+from station.store.database import FULL_HINT
 from station.store.orders import WorkOrder
 from station.store.outbox import Depth
 from station.store.readers import Readers
-from station.store.writer import Writer
+from station.store.writing import Writing
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -36,32 +35,6 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
-class _Writing:
-    """The writing half: lock, thread, ballast, leases."""
-
-    def __init__(self, path: Path, committed: Callable[[apsw.Connection], None], ballast: int) -> None:
-        self.lock = StationLock(path)
-        self.ballast = Ballast(path, ballast)
-        self.leases = Leases()
-        try:
-            try:
-                db = open_writer(path)
-            except StoreUnavailable:
-                # On a full disk the WAL's index can't be made either.
-                if not self.ballast.release():
-                    raise
-                db = open_writer(path)
-            self.ballast.ensure()
-            self.writer = Writer(db, committed)
-        except BaseException:
-            self.lock.release()
-            raise
-
-    def close(self) -> None:
-        if self.writer.close():
-            self.lock.release()
-
-
 class Store:
     """One station's memory. Thread-safe. `open` it, `close` it."""
 
@@ -70,7 +43,7 @@ class Store:
         self._changed = threading.Condition()
         self._commits = 0
         self._last_event = 0
-        self._writing = None if readonly else _Writing(path, self._on_commit, ballast)
+        self._writing = None if readonly else Writing(path, self._on_commit, ballast)
         self._readers = Readers(path)
         try:
             self._last_event = self._readers.read(audit.last)
@@ -319,7 +292,7 @@ class Store:
         return self._writing.writer.trouble if self._writing else None
 
     @property
-    def _writable(self) -> _Writing:
+    def _writable(self) -> Writing:
         if self._writing is None:
             raise StationError("this store was opened to be read only")
         return self._writing

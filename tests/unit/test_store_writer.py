@@ -116,8 +116,8 @@ def test_closing_commits_what_is_queued_and_refuses_the_rest(store_path: Path) -
     store.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         store.append_event("too late")
-    assert parts.rows(store_path, "SELECT count(*) FROM audit") == [(8,)]
     assert not store_path.with_name("station.db-wal").exists(), "an orderly end leaves one file"
+    assert parts.rows(store_path, "SELECT count(*) FROM audit") == [(8,)]
 
 
 def test_a_second_station_is_refused_and_a_killed_ones_lock_is_gone(store_path: Path) -> None:
