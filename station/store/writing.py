@@ -1,4 +1,4 @@
-"""What only the one station that writes has: the lock, the writer's thread, the ballast, the leases. Readers have none."""
+"""What only the station that writes has: the lock, the writer's thread, the ballast, the leases. Readers have none."""
 
 from __future__ import annotations
 
