@@ -103,12 +103,13 @@ class Boards:
 
     def start_all(self, *names: str, **options: object) -> list[Board]:
         """Several, made at the same time."""
-        made = [self._begin(name, dict(options)) for name in names]
+        made = [self.begin(name, **options) for name in names]
         for board in made:
             board.await_ready()
         return made
 
-    def _begin(self, name: str, options: dict[str, object]) -> Board:
+    def begin(self, name: str, **options: object) -> Board:
+        """One that is being made; `await_ready` returns once it is plugged in."""
         version = options.pop("factory_version", "1.0.0")
         if version is not None:
             made = self._folder / f"factory-{version}.bin"

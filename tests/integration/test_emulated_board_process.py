@@ -183,6 +183,18 @@ def test_pulling_the_plug_is_seen_at_once_and_the_board_comes_back(boards: Board
     assert versions(board) == {"1.0.0": True}
 
 
+def test_a_board_may_wait_until_it_is_plugged_in(boards: Boards) -> None:
+    board = boards.begin("waiting", no_tpm=True, unplugged=True)
+    end = time.monotonic() + SECONDS
+    while not (board.state / "control").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not board.ask("status")["plugged"]
+    board.ask("plug")
+    board.await_ready()
+    assert versions(board) == {"1.0.0": True}
+
+
 def test_a_native_usb_board_vanishes_at_reset_and_comes_back(boards: Boards) -> None:
     board = boards.start(no_tpm=True, reset_absence=0.3)
     with talk(board) as offered:

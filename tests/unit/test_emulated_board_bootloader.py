@@ -87,9 +87,11 @@ def test_a_permanent_image_needs_no_confirmation(bench: Bench) -> None:
 
 
 def test_a_corrupt_pending_image_is_refused_and_forgotten(bench: Bench) -> None:
-    bench.upload(NEW[:-1] + bytes([NEW[-1] ^ 1]))
+    bench.upload(NEW[:2000] + bytes([NEW[2000] ^ 1]) + NEW[2001:])
     bench.start().set_pending(permanent=True)
+    assert bench.start().image(SECONDARY) is not None
     assert bench.version() == "1.0.0"
+    assert bench.start().image(SECONDARY) is None
     assert bench.start().swap_type() is Swap.NONE
 
 

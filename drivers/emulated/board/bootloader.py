@@ -77,6 +77,8 @@ class Bootloader:
                 self._begin(swap)
                 self._resume()
             elif swap is not Swap.REVERT:
+                # As MCUboot does (boot_scramble_slot): a refused image is no longer listed, and may be sent anew.
+                self._flash.erase(self._slot_size, SECTOR)
                 self._erase_trailer(SECONDARY)
         running = self.image(PRIMARY)
         return running if running is not None and running.intact and running.bootable else None
