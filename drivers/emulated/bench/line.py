@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,11 +87,18 @@ class Cloud:
         self._equipment.stop()
 
 
+def _plain(_daemon: str) -> Sequence[str]:
+    return files.HALLMARK
+
+
 class Line:
     """A context manager: leaving it ends every process."""
 
-    def __init__(self, line: Layout, cloud_options: Sequence[str] = ()) -> None:
-        self.layout = line
+    def __init__(
+        self, line: Layout, cloud_options: Sequence[str] = (), launcher: Callable[[str], Sequence[str]] = _plain
+    ) -> None:
+        """`launcher` gives the words that start one of DAEMONS: other than the `hallmark` command, for test benches."""
+        self.layout, self._launcher = line, launcher
         files.make(line)
         self.cloud = Cloud(line, *cloud_options)
         files.write_station(line, self.cloud.endpoint)
@@ -121,7 +128,10 @@ class Line:
         files.trust_ek_ca(self.layout)
         for word in DAEMONS:
             self.daemons[word] = KeptProcess(
-                word, self.layout.hallmark(word), self.layout.logs / f"{word}.log", self.layout.environment
+                word,
+                [*self._launcher(word), "--root", str(self.layout.root), word],
+                self.layout.logs / f"{word}.log",
+                self.layout.environment,
             )
         wait_for("the station to answer", START_SECONDS, self.snapshot)
 
