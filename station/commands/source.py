@@ -38,6 +38,7 @@ class Source:
         self._paths = paths
         self._client = StatusClient(paths.status_socket)
         self._store: Store | None = None
+        self._decided = False
 
     def __enter__(self) -> Source:
         return self
@@ -110,8 +111,10 @@ class Source:
 
     def _offline(self) -> Store | None:
         """The store itself when no station answers, else None. Decided once."""
-        if self._store is None and self._paths.database.exists() and not self._answers():
-            self._store = Store.open(self._paths.database, readonly=True)
+        if not self._decided:
+            if self._paths.database.exists() and not self._answers():
+                self._store = Store.open(self._paths.database, readonly=True)
+            self._decided = True
         return self._store
 
     def _answers(self) -> bool:

@@ -174,7 +174,11 @@ def outbox_items(db: apsw.Connection, limit: int, after: int, state: str | None)
     """Rows with a number over `after`, in order, of one state or all; without content."""
     limit = max(0, min(limit, PAGE_LIMIT))
     # Spelled out, so that the partial indexes serve: a parameter would make it read a million acknowledged rows.
-    where = f"AND state = '{state}'" if state in {"queued", "parked"} else "AND (?2 IS NULL OR state = ?2)"
+    where = (
+        f"AND state = '{state}'"
+        if state in {"queued", "parked", "superseded"}
+        else "AND (?2 IS NULL OR state = ?2)"
+    )
     rows = db.execute(
         f"SELECT {_OUTBOX} FROM outbox JOIN units USING (unit) WHERE seq > ?1 {where} ORDER BY seq LIMIT ?3",  # noqa: S608 - constants
         (after, state, limit),

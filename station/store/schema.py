@@ -160,6 +160,7 @@ CREATE INDEX outbox_unit ON outbox (unit, kind, sink, seq);
 -- One enrollment in effect for each unit and sink: at most one is on its way.
 CREATE UNIQUE INDEX outbox_one_queued ON outbox (unit, kind, sink) WHERE state = 'queued';
 CREATE INDEX outbox_parked ON outbox (seq) WHERE state = 'parked';
+CREATE INDEX outbox_superseded ON outbox (seq) WHERE state = 'superseded';
 CREATE TRIGGER outbox_keep_content BEFORE UPDATE OF kind, unit, sink, digest, content ON outbox
     BEGIN SELECT raise(ABORT, 'what is queued does not change'); END;
 

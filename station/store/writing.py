@@ -31,6 +31,8 @@ class Writing:
                 db = open_writer(path)
             self.ballast.ensure()
             self.writer = Writer(db, committed)
+            # A crash may have left in the WAL what was deleted before it.
+            self.writer.scrub()
         except BaseException:
             self.lock.release()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -13,6 +14,8 @@ from hal.errors import StationError
 from station import cli, messages
 from station.export import export
 from station.paths import Paths
+from station.status.server import StatusServer
+from station.status.view import OutboxView, StationView
 from station.store import Store
 from station.wire import Problem
 from tests import store_parts as parts
@@ -136,6 +139,55 @@ def test_what_can_not_be_done_has_its_exit_code(root: Path, words: list[str], co
 )
 def test_without_station_and_store_the_exit_code_says_so(tmp_path: Path, words: list[str]) -> None:
     assert hallmark(tmp_path, *words) == 3
+
+
+class _Control:
+    """The supervisor's part of the status socket, as far as these commands need it."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def status(self) -> StationView:
+        return StationView("line-1", "bench", "0")
+
+    def outbox(self) -> OutboxView:
+        return OutboxView()
+
+    def quarantine(self, unit: str, by: str, reason: str) -> None:
+        self._store.set_quarantine(unit, reason, by)
+
+    def release(self, unit: str, by: str) -> None:
+        self._store.set_quarantine(unit, None, by)
+
+    def retry_outbox(self, seq: int, by: str) -> None:
+        self._store.requeue(seq, by)
+
+
+def test_a_running_station_is_asked_and_answers_the_same(
+    root: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    paths = Paths(root)
+    paths.runtime.mkdir(parents=True)
+    lists = (["units"], ["units", "board-1"], ["outbox", "--state", "all"], ["audit"], ["units", "--json"])
+    offline = []
+    for words in lists:
+        hallmark(root, *words)
+        offline.append(capsysbinary.readouterr().out)
+    with Store.open(paths.database, ballast=4096) as store:
+        server = StatusServer(cast(Any, _Control(store)), store, paths.status_socket, "nogroup")
+        server.start()
+        try:
+            for words, expected in zip(lists, offline, strict=True):
+                hallmark(root, *words)
+                assert capsysbinary.readouterr().out == expected
+            assert hallmark(root, "units", "quarantine", "board-2", "--reason", "odd") == 0
+            assert store.units(1)[0].quarantine == "odd"
+            assert hallmark(root, "units", "release", "board-2") == 0
+            assert hallmark(root, "outbox", "retry", "3") == 0
+            assert hallmark(root, "outbox", "retry", "3") == 1
+            assert hallmark(root, "units", "nobody") == 1
+        finally:
+            server.stop()
 
 
 def test_a_store_that_a_silent_station_holds_is_not_changed_behind_its_back(root: Path) -> None:
