@@ -5,6 +5,7 @@ For other rooms: `with bench_ca(tmp_path) as ca: SignerClient(ca.paths.signer_so
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
@@ -195,6 +196,7 @@ def configure(root: Path, environment: dict[str, str]) -> BenchCa:
 def _pattern(key_type: str) -> Path:
     """An initialised bench CA, made once per test process and copied from then on."""
     root = Path(tempfile.mkdtemp(prefix="hallmark-pattern-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
     ca = configure(root, make_token(root))
     done = ca.hallmark("ca", "init", "--bench", "--key-type", key_type)
     assert done.returncode == 0, done.stderr

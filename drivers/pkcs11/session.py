@@ -8,7 +8,6 @@ that was refused be tried again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 from collections.abc import Callable
@@ -16,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import pkcs11
-from pkcs11 import Attribute, GCMParams, Mechanism, ObjectClass, PKCS11Error, TokenFlag
-from pkcs11.util.ec import encode_named_curve_parameters
+from pkcs11 import GCMParams, Mechanism, ObjectClass, PKCS11Error, TokenFlag
 
-from drivers.pkcs11 import keys
+from drivers.pkcs11 import keys, objects
 from hal.errors import (
     DuplicateKey,
     HallmarkError,
@@ -38,8 +36,6 @@ T = TypeVar("T")
 NONCE: Final = 12
 """Octets; NIST SP 800-38D, 8.2.2. Random: good for 2^32 secrets under one key."""
 TAG_BITS: Final = 128
-KEY_ID_LENGTH: Final = 8
-PROBE_BITS: Final = 64
 
 TELLS_WRONG_PINS: Final = frozenset({"SoftHSM v2"})
 """Token models known to set CKF_USER_PIN_COUNT_LOW at a wrong PIN and to clear it at a right one. The standard lets a
@@ -98,7 +94,7 @@ class TokenSession:
     def make_key(self, label: str, key_type: KeyType) -> bytes:
         """Not repeated after a loss: nobody would know whether the first one was made."""
         self._do(lambda at: self._label_must_be_free(at, label))
-        return self._do(lambda at: self._make_key(at, label, key_type), again=False)
+        return self._do(lambda at: objects.make_key_pair(at.session, label, key_type), again=False)
 
     def encrypt(self, label: str, aad: bytes, plain: Secret) -> bytes:
         """Nonce, then AES-256-GCM ciphertext with its tag."""
@@ -240,33 +236,32 @@ class TokenSession:
                     f"finalising: {_name(error)}",
                 )
 
-    # --- keys
-
-    def _objects(self, at: _Connected, label: str, kind: ObjectClass) -> list[Any]:
-        # A dead session shows here. Where a search on it failed, python-pkcs11's search object would call the module
-        # once more when it is collected, in whichever thread that is. For the same reason it is read to its end.
-        with contextlib.suppress(pkcs11.RandomNoRNG):
-            at.session.generate_random(PROBE_BITS)
-        return list(at.session.get_objects({Attribute.CLASS: kind, Attribute.LABEL: label}))
-
-    def _one(self, at: _Connected, label: str, kind: ObjectClass) -> Any:
-        found = self._objects(at, label, kind)
-        if not found:
-            message = f"the token {quote(self._label)} has no {_KINDS[kind]} labelled {quote(label)}"
-            raise KeyMissing(message)
-        if len(found) > 1:
-            message = (
-                f"the token {quote(self._label)} has {len(found)} {_KINDS[kind]}s labelled {quote(label)}"
-            )
-            raise KeyMissing(message, hint="Each label has to name one key: remove or rename the others.")
-        return found[0]
+    # --- keys, looked up once for each connection
 
     def _key_pair(self, at: _Connected, label: str) -> tuple[Any, keys.PublicKey]:
         if label not in at.privates:
             private = self._one(at, label, ObjectClass.PRIVATE_KEY)
             public = self._one(at, label, ObjectClass.PUBLIC_KEY)
-            at.privates[label] = private, _public_key(public)
+            at.privates[label] = private, objects.public_key(public)
         return at.privates[label]
+
+    def _secret_key(self, at: _Connected, label: str, *, make: bool) -> Any:
+        if label not in at.secrets:
+            if make and not objects.find(at.session, label, ObjectClass.SECRET_KEY):
+                objects.make_secret_key(at.session, label)
+            at.secrets[label] = self._one(at, label, ObjectClass.SECRET_KEY)
+        return at.secrets[label]
+
+    def _one(self, at: _Connected, label: str, kind: ObjectClass) -> Any:
+        found = objects.find(at.session, label, kind)
+        what = f"{objects.KINDS[kind]} labelled {quote(label)}"
+        if not found:
+            message = f"the token {quote(self._label)} has no {what}"
+            raise KeyMissing(message)
+        if len(found) > 1:
+            message = f"the token {quote(self._label)} has {len(found)} objects that are a {what}"
+            raise KeyMissing(message, hint="Each label has to name one key: remove or rename the others.")
+        return found[0]
 
     def _sign(self, at: _Connected, label: str, data: bytes) -> bytes:
         private, public = self._key_pair(at, label)
@@ -278,83 +273,10 @@ class TokenSession:
 
     def _label_must_be_free(self, at: _Connected, label: str) -> None:
         for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
-            if self._objects(at, label, kind):
-                message = (
-                    f"the token {quote(self._label)} has a {_KINDS[kind]} labelled {quote(label)} already"
-                )
+            if objects.find(at.session, label, kind):
+                what = f"{objects.KINDS[kind]} labelled {quote(label)}"
+                message = f"the token {quote(self._label)} has a {what} already"
                 raise DuplicateKey(message, hint="Use it, or choose another label in station.toml.")
-
-    def _make_key(self, at: _Connected, label: str, key_type: KeyType) -> bytes:
-        private_template = {
-            Attribute.SENSITIVE: True,
-            Attribute.EXTRACTABLE: False,
-            Attribute.SIGN: True,
-            Attribute.DECRYPT: False,
-            Attribute.UNWRAP: False,
-        }
-        public_template = {Attribute.VERIFY: True, Attribute.ENCRYPT: False, Attribute.WRAP: False}
-        common = {
-            "id": secrets.token_bytes(KEY_ID_LENGTH),
-            "label": label,
-            "store": True,
-            "public_template": public_template,
-            "private_template": private_template,
-        }
-        if key_type in keys.RSA_BITS:
-            public, private = at.session.generate_keypair(
-                pkcs11.KeyType.RSA, keys.RSA_BITS[key_type], **common
-            )
-        else:
-            curve = {Attribute.EC_PARAMS: encode_named_curve_parameters(keys.CURVE_NAMES[key_type])}
-            parameters = at.session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
-            private_template |= {Attribute.DERIVE: False}
-            del private_template[Attribute.DECRYPT], private_template[Attribute.UNWRAP]
-            del public_template[Attribute.ENCRYPT], public_template[Attribute.WRAP]
-            public, private = parameters.generate_keypair(**common)
-        _must_stay_inside(private)
-        return keys.spki(_public_key(public))
-
-    def _secret_key(self, at: _Connected, label: str, *, make: bool) -> Any:
-        if label not in at.secrets:
-            if make and not self._objects(at, label, ObjectClass.SECRET_KEY):
-                made = at.session.generate_key(
-                    pkcs11.KeyType.AES,
-                    256,
-                    id=secrets.token_bytes(KEY_ID_LENGTH),
-                    label=label,
-                    store=True,
-                    capabilities=pkcs11.MechanismFlag.ENCRYPT | pkcs11.MechanismFlag.DECRYPT,
-                    template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
-                )
-                _must_stay_inside(made)
-            at.secrets[label] = self._one(at, label, ObjectClass.SECRET_KEY)
-        return at.secrets[label]
-
-
-_KINDS: Final = {
-    ObjectClass.PRIVATE_KEY: "private key",
-    ObjectClass.PUBLIC_KEY: "public key",
-    ObjectClass.SECRET_KEY: "secret key",
-}
-
-
-def _public_key(found: Any) -> keys.PublicKey:
-    if found.key_type is pkcs11.KeyType.RSA:
-        return keys.rsa_public_key(found[Attribute.MODULUS], found[Attribute.PUBLIC_EXPONENT])
-    return keys.ec_public_key(found[Attribute.EC_PARAMS], found[Attribute.EC_POINT])
-
-
-def _must_stay_inside(key: Any) -> None:
-    """The token's word that the key was made in it and never leaves (CKA_LOCAL and neighbours, PKCS#11 section 4.9)."""
-    wanted = {
-        Attribute.LOCAL: True,
-        Attribute.ALWAYS_SENSITIVE: True,
-        Attribute.NEVER_EXTRACTABLE: True,
-    }
-    wrong = [attribute.name for attribute, value in wanted.items() if key[attribute] is not value]
-    if wrong:
-        message = f"the token made a key that may leave it ({', '.join(wrong)} not set)"
-        raise TokenError(message)
 
 
 def _tries(token: Any) -> PinTries:

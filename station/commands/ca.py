@@ -16,7 +16,7 @@ from cryptography import x509
 from hal.call import Call
 from hal.errors import ConfigError, PeerUnavailable, StationError
 from hal.types import KeyType, TokenCondition
-from station.config import Configuration, load_configuration
+from station.config import Configuration
 from station.messages import SignerState
 from station.paths import Paths
 from station.signer import authority as ca
@@ -216,7 +216,7 @@ def _unblock(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _token(args: argparse.Namespace) -> Iterator[tuple[Configuration, process.OpenToken]]:
     """The token for this command alone."""
-    configuration = load_configuration(args.paths)
+    configuration = process.signer_configuration(args.paths)
     source = None if args.pin_fd is None else pin.PinDescriptor(args.pin_fd)
     with ledger.sole_user(args.paths.signer_state), process.open_token(configuration, source) as opened:
         yield configuration, opened

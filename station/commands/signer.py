@@ -6,7 +6,6 @@ import argparse
 from typing import Final
 
 from station import logs
-from station.config import load_configuration
 from station.signer import process
 from station.signer.pin import PinDescriptor
 
@@ -25,4 +24,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     logs.configure("signer")
     pin = None if args.pin_fd is None else PinDescriptor(args.pin_fd)
-    return process.run(load_configuration(args.paths), pin)
+    return process.run(process.signer_configuration(args.paths), pin)

@@ -23,8 +23,9 @@ from hal.call import Cancel
 from hal.driver import Bindings
 from hal.errors import ConfigError
 from hal.interfaces import CaToken, SecretWrap, TokenPin
+from hal.registry import load
 from station import notify, wire
-from station.config import Configuration
+from station.config import Configuration, load_configuration
 from station.paths import Paths
 from station.signer import authority as ca
 from station.signer import durable, ledger
@@ -50,6 +51,20 @@ _log = structlog.get_logger()
 class OpenToken:
     token: CaToken
     wrap: SecretWrap
+
+
+def signer_configuration(paths: Paths) -> Configuration:
+    """station.toml, with the signer's own driver and no other: code for devices and networks stays out of here."""
+    configuration = load_configuration(paths, drivers=False)
+    section = configuration.file.signer
+    registry = load([section.driver])
+    if section.driver in registry.broken:
+        message = f"driver {section.driver!r} can't be used: {registry.broken[section.driver]}"
+        raise configuration.source.error(("signer", "driver"), message)
+    if registry.get(section.driver).bench_only and not configuration.bench:
+        message = f"driver {section.driver!r} is for bench mode only"
+        raise configuration.source.error(("signer", "driver"), message)
+    return dataclasses.replace(configuration, registry=registry)
 
 
 @contextlib.contextmanager

@@ -275,6 +275,57 @@ def test_garbage_on_the_socket_ends_that_connection_only(shared_signer: BenchCa)
     assert shared_signer.client.check_token().condition == TokenCondition.READY
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can ask as another user")
+def test_a_user_who_is_neither_the_signers_nor_in_the_stations_group_gets_no_answer(
+    shared_signer: BenchCa,
+) -> None:
+    path = shared_signer.paths.signer_socket
+    for folder in [path, *path.parents][: len(path.relative_to(shared_signer.root).parts) + 1]:
+        folder.chmod(0o777)  # so that only the peer's credentials can keep him out
+    code = (
+        "import socket, sys\n"
+        "c = socket.socket(socket.AF_UNIX); c.connect(sys.argv[1])\n"
+        "frame = bytes.fromhex('0000001481a474797065ad7369676e65722d737461747573')\n"
+        "try:\n    c.sendall(frame); print(len(c.recv(9)))\n"
+        "except (BrokenPipeError, ConnectionResetError):\n    print(0)\n"
+    )
+    answered = {}
+    for user in (0, 65534):
+        command = [sys.executable, "-c", code, str(path)]
+        done = subprocess.run(
+            command,
+            user=user,
+            group=user,
+            extra_groups=[],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        answered[user] = done.stdout.strip() or done.stderr
+    assert answered == {0: "9", 65534: "0"}
+    path.chmod(0o660)
+
+
+def test_the_signer_imports_no_other_driver_than_its_own(shared_signer: BenchCa) -> None:
+    assert shared_signer.process is not None
+    mapped = Path(f"/proc/{shared_signer.process.pid}/maps").read_text()
+    assert "softhsm" in mapped
+    assert "tss2" not in mapped
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom station.paths import Paths\nfrom station.signer import process\n"
+        "process.signer_configuration(Paths(Path(sys.argv[1])))\n"
+        "print(sorted(name for name in sys.modules if name.startswith('drivers.') and name.count('.') == 1))\n"
+    )
+    text = shared_signer.paths.configuration.read_text()
+    shared_signer.paths.configuration.write_text(
+        text.replace('["pkcs11"]', '["pkcs11", "azure-dps", "no-such-driver"]')
+    )
+    command = [sys.executable, "-c", code, str(shared_signer.root)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=20, check=True)
+    assert done.stdout.strip() == "['drivers.pkcs11']"
+
+
 def test_the_pin_comes_by_file_descriptor_too(short_root: Path) -> None:
     with bench_ca(short_root, start=False) as ca:
         ca.pin_file.unlink()
