@@ -1,7 +1,7 @@
 """What is around the MCU: port, wire, power switch, control socket. One thread, one poll loop.
 
 It starts the firmware's process, passes octets between it and the port at the wire's pace, and cuts its power. What the
-octets mean, and what is in flash, must not come in (but for flipping a bit when it is told to).
+octets mean, and what is in flash, must not come in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from drivers.emulated.board import firmware
+from drivers.emulated.board import commands, firmware
+from drivers.emulated.board.commands import POWER_BACK_SECONDS
 from drivers.emulated.board.control import ControlServer
 from drivers.emulated.board.options import Options
 from drivers.emulated.board.port import Port
@@ -27,8 +28,6 @@ from drivers.emulated.board.recording import Direction, Recording
 from drivers.emulated.board.uart import Adapter, Line
 from hal.errors import StationError
 
-POWER_BACK_SECONDS: Final = 0.2
-"""How long a power cut lasts when nobody says."""
 OFF_SECONDS: Final = 5.0
 """How long the firmware may take to switch off in an orderly way: the TPM may be at a command."""
 _WINDOW: Final = 4096
@@ -39,9 +38,9 @@ _PR_SET_CHILD_SUBREAPER: Final = 36  # linux/prctl.h
 class Machine:
     def __init__(self, options: Options, lock: int) -> None:
         """`lock`: a locked descriptor that every process of this board keeps open."""
-        self._options = options
+        self.options = options
         self._lock = lock
-        self._power = Power()
+        self.power = Power()
         chance = random.Random(options.seed)  # noqa: S311 - noise that can be repeated
         self._chance = chance
         self._to_board = Line(options.baud, options.noise, options.loss, chance)
@@ -49,7 +48,9 @@ class Machine:
         self._adapter = Adapter(options.latency_seconds)
         self._port = Port(options.port)
         self._recording = Recording(options.record) if options.record else None
-        self._control = ControlServer(options.control, self._act)
+        self._control = ControlServer(
+            options.control, lambda verb, arguments: commands.act(self, verb, arguments)
+        )
         self._mcu: int | None = None
         self._uart: socket.socket | None = None
         self._timers: list[tuple[float, Callable[[], None]]] = []
@@ -72,8 +73,8 @@ class Machine:
             signal.signal(number, lambda *_: self._stop())
         signal.signal(signal.SIGCHLD, lambda *_: None)
         try:
-            if not self._options.unplugged:
-                self._plug()
+            if not self.options.unplugged:
+                self.plug()
             while self._running:
                 self._turn()
         finally:
@@ -87,8 +88,8 @@ class Machine:
     def _print_ready(self) -> None:
         ready = {
             "ready": True,
-            "port": str(self._options.port),
-            "control": str(self._options.control),
+            "port": str(self.options.port),
+            "control": str(self.options.control),
             "pid": os.getpid(),
         }
         print(json.dumps(ready), flush=True)
@@ -172,26 +173,18 @@ class Machine:
 
     # --- power ---
 
-    def _plug(self) -> None:
-        self._port.plug()
-        if self._mcu is None:
-            self._start()
-        if not self._announced:
-            self._announced = True
-            self._print_ready()
-
     def _start(self, *, recovery: bool = False) -> None:
         self._await_children()
         self._to_board.clear()
         uart, theirs = socket.socketpair()
         uart.setblocking(False)
         with theirs:
-            self._mcu = firmware.start(self._options, self._power, theirs, self._lock, recovery=recovery)
+            self._mcu = firmware.start(self.options, self.power, theirs, self._lock, recovery=recovery)
         self._uart = uart
         self._ended = None
         self._counters["boots"] += 1
-        if self._options.garble_start:
-            self._to_host.push(self._chance.randbytes(self._options.garble_start), time.monotonic())
+        if self.options.garble_start:
+            self._to_host.push(self._chance.randbytes(self.options.garble_start), time.monotonic())
 
     def _cut_power(self) -> None:
         """At this instant: whatever the firmware and the TPM are at stays undone."""
@@ -211,7 +204,7 @@ class Machine:
         self._timers.clear()
         self._to_host.clear()
         self._to_board.clear()
-        self._power.stage = Stage.OFF
+        self.power.stage = Stage.OFF
 
     def _switch_off(self) -> None:
         """Orderly, if the firmware is able to."""
@@ -252,7 +245,7 @@ class Machine:
         self._mcu = None
         if os.WIFSIGNALED(status):
             self._counters["power_cuts"] += 1
-            self._lose_power(POWER_BACK_SECONDS)
+            self.lose_power(POWER_BACK_SECONDS)
             return
         end = firmware.End(os.WEXITSTATUS(status))
         if end not in (firmware.End.RESET, firmware.End.RECOVERY):
@@ -271,91 +264,55 @@ class Machine:
     def _restart(self, end: firmware.End) -> None:
         """The reset, once its answer is on its way."""
         self._without_power()
-        if self._options.reset_absence:
+        if self.options.reset_absence:
             self._adapter.clear()
             self._port.unplug()
-            self._later(self._options.reset_absence, self._port.plug)
+            self._later(self.options.reset_absence, self._port.plug)
         self._start(recovery=end is firmware.End.RECOVERY)
-
-    def _lose_power(self, seconds: float) -> None:
-        self._cut_power()
-        if self._options.reset_absence:
-            self._port.unplug()
-        self._later(seconds, self._plug)
 
     def _later(self, seconds: float, action: Callable[[], None]) -> None:
         self._timers.append((time.monotonic() + seconds, action))
 
-    # --- control ---
+    # --- what the bench may do to it ---
 
-    def _act(self, verb: str, arguments: list[str]) -> Mapping[str, object]:
-        actions: dict[str, tuple[Callable[..., object], int, int]] = {
-            "status": (lambda: None, 0, 0),
-            "unplug": (self._unplug, 0, 0),
-            "plug": (self._plug, 0, 0),
-            "power-cut": (lambda text="": self._lose_power(_number(text, POWER_BACK_SECONDS)), 0, 1),
-            "cut-at": (self._cut_at, 1, 2),
-            "hang": (lambda: self._signal(signal.SIGSTOP), 0, 0),
-            "resume": (lambda: self._signal(signal.SIGCONT), 0, 0),
-            "noise": (lambda rate: self._disturb(noise=_number(rate)), 1, 1),
-            "loss": (lambda rate: self._disturb(loss=_number(rate)), 1, 1),
-            "corrupt": (self._corrupt, 2, 2),
-        }
-        if verb not in actions:
-            raise ValueError(f"unknown command; there are {', '.join(actions)}")
-        action, least, most = actions[verb]
-        if not least <= len(arguments) <= most:
-            raise ValueError(f"{verb} takes {least} to {most} arguments")
-        action(*arguments)
-        return self._status()
-
-    def _status(self) -> Mapping[str, object]:
+    def status(self) -> Mapping[str, object]:
         return {
             "plugged": self._port.plugged,
             "powered": self._mcu is not None,
-            "stage": self._power.stage.name.lower(),
+            "stage": self.power.stage.name.lower(),
             "firmware_pid": self._mcu,
-            "effects": self._power.effects,
+            "effects": self.power.effects,
             **self._counters,
         }
 
-    def _unplug(self) -> None:
+    def plug(self) -> None:
+        """Port and power are there. Nothing when they are already."""
+        self._port.plug()
+        if self._mcu is None:
+            self._start()
+        if not self._announced:
+            self._announced = True
+            self._print_ready()
+
+    def unplug(self) -> None:
         self._port.unplug()
         self._cut_power()
 
-    def _cut_at(self, count: str, tear: str = "0.5") -> None:
-        wanted = int(count)
-        if wanted < 0:
-            raise ValueError("the number of an effect from now on, 1 or more; 0 for none")
-        fraction = _number(tear)
-        if fraction > 1:
-            raise ValueError("a tear is from 0 to 1")
-        self._power.cut_at(self._power.effects + wanted if wanted else 0, fraction)
+    def lose_power(self, seconds: float) -> None:
+        """Now, and for so long. The port of a board with native USB goes too."""
+        self._cut_power()
+        if self.options.reset_absence:
+            self._port.unplug()
+        self._later(seconds, self.plug)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
+        """Stops or continues the firmware's process. ValueError when there is none."""
         if self._mcu is None:
             raise ValueError("the board has no power")
         os.kill(self._mcu, number)
 
-    def _disturb(self, noise: float | None = None, loss: float | None = None) -> None:
+    def disturb(self, noise: float | None = None, loss: float | None = None) -> None:
+        """New probabilities, per octet; None: as before."""
         for line in (self._to_board, self._to_host):
             line.noise = line.noise if noise is None else min(1.0, noise)
             line.loss = line.loss if loss is None else min(1.0, loss)
-
-    def _corrupt(self, slot: str, offset: str) -> None:
-        number, at = int(slot), int(offset)
-        if number not in (0, 1) or not 0 <= at < self._options.slot_size:
-            raise ValueError("slot 0 or 1, and an offset in it")
-        at += number * self._options.slot_size
-        with (self._options.state / "flash.bin").open("r+b") as flash:
-            flash.seek(at)
-            octet = flash.read(1)
-            flash.seek(at)
-            flash.write(bytes([octet[0] ^ 1]))
-
-
-def _number(text: str, default: float = 0.0) -> float:
-    value = float(text) if text else default
-    if not 0 <= value <= 3600:
-        raise ValueError("a number from 0 to 3600")
-    return value
