@@ -26,8 +26,8 @@ from station.signer.ledger import Entry, Intent, Ledger
 from station.signer.profiles import Profile, load_profile
 from station.signer.token_key import TokenKey, bytes_to_be_signed, put_together, signature_hash
 
-RELEASED: Final = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
-"""No clock that is right shows a time before this release was made. Moved on with each release."""
+RELEASED: Final = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+"""No clock that is right shows a time before this program was written: it finds clocks that were reset."""
 CLOCK_TOLERANCE: Final = dt.timedelta(minutes=5)
 """How far a clock may be set back by ordinary time synchronisation."""
 

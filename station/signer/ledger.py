@@ -167,10 +167,6 @@ class Ledger:
             rows: int = db.execute("SELECT coalesce(max(id), 0) FROM certificates").get
         return rows - pending, pending
 
-    def close(self) -> None:
-        with self._using() as db:
-            db.close()
-
     def _get(self, row: int) -> Entry:
         with self._using() as db:
             return _entry(db.execute(f"{_SELECT} WHERE certificates.id = ?", (row,)).fetchall()[0])
