@@ -8,6 +8,7 @@ from __future__ import annotations
 import email.utils
 import http.client
 import ipaddress
+import os
 import ssl
 import threading
 import time
@@ -24,7 +25,7 @@ from urllib3.util import Timeout
 
 from drivers.azure_dps import messages
 from drivers.azure_dps.sas import token
-from hal.call import Call, Cancel
+from hal.call import Call
 from hal.errors import ConfigError, DeadlineExceeded, Throttled, Unauthorized, Unreachable, quote
 from hal.secret import Secret
 
@@ -150,7 +151,8 @@ def _abandonable(call: Call, work: Callable[[], Answer]) -> Answer:
 
     What is abandoned ends by its own timeouts; should the service still take it, the next try finds it there (409).
     """
-    finished = Cancel()
+    # The thread owns the writing end: its closing is what the caller waits for, or nobody, once it has left.
+    waiting, finished = os.pipe()
     result: list[Answer | BaseException] = []
 
     def run() -> None:
@@ -159,14 +161,15 @@ def _abandonable(call: Call, work: Callable[[], Answer]) -> Answer:
         except BaseException as error:  # noqa: BLE001 - handed to the caller, who raises it
             result.append(error)
         finally:
-            finished.set()
+            os.close(finished)
 
-    threading.Thread(target=run, name="dps-request", daemon=True).start()
     try:
-        call.wait_readable(finished.fileno())
+        threading.Thread(target=run, name="dps-request", daemon=True).start()
+        call.wait_readable(waiting)
     except DeadlineExceeded as error:
         raise Unreachable("the service did not answer in time") from error
-    finished.close()
+    finally:
+        os.close(waiting)
     if isinstance(result[0], BaseException):
         raise result[0]
     return result[0]

@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -278,6 +279,23 @@ def test_a_deadline_is_kept_and_the_service_called_unreachable(cloud: Cloud, sin
     with pytest.raises(Unreachable, match="in time"):
         sink.upload(lasting(0.3), [unit("gw-0")])
     assert time.monotonic() - began < 3
+
+
+def test_abandoned_requests_leave_no_descriptors_behind(cloud: Cloud, sink: EnrollmentSink) -> None:
+    def descriptors() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    sink.upload(lasting(), [unit("gw-0")])
+    before = descriptors()
+    cloud.weather.latency = 0.2
+    for _ in range(5):
+        with pytest.raises(Unreachable, match="in time"):
+            sink.upload(lasting(0.02), [unit("gw-0")])
+    cloud.weather.latency = 0
+    deadline = time.monotonic() + 10
+    while descriptors() > before + 4:  # the pool keeps one connection, and so does the emulator
+        assert time.monotonic() < deadline, f"{descriptors()} descriptors, {before} before"
+        time.sleep(0.02)
 
 
 # --- anything at all ---
