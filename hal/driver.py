@@ -43,14 +43,15 @@ class Driver:
     """The object that an entry point of group `hallmark.drivers` names.
 
     `settings` is a frozen dataclass: its fields' names, types and defaults are what station.toml and recipes may say.
-    `offers` and `needs` are interfaces of `hal.interfaces`; `hal.types.Sighting` may be needed too: the board's place now.
+    `offers` and `needs` are interfaces of `hal.interfaces`; `hal.types.Sighting` may be needed too: the
+    board's place now.
     `open` takes the settings and what the driver needs, and gives a context manager over {interface: implementation}.
     Leaving it closes the device. Opening raises errors of `hal.errors`.
     """
 
     name: str
     summary: str
-    settings: type
+    settings: type[Any]
     open: Callable[[Any, Bindings], AbstractContextManager[Mapping[type, object]]]
     offers: frozenset[type]
     needs: frozenset[type] = field(default_factory=frozenset)
@@ -85,7 +86,9 @@ def in_order(drivers: Mapping[str, Driver], known: frozenset[type]) -> list[tupl
         if not ready:
             role, driver = next(iter(waiting.items()))
             missing = ", ".join(sorted(need.__name__ for need in driver.needs - offered))
-            message = f"driver {driver.name!r} ({role}) needs {missing}, which no other driver of the recipe offers"
+            message = (
+                f"driver {driver.name!r} ({role}) needs {missing}, which no other driver of the recipe offers"
+            )
             raise RecipeError(message)
         for role in ready:
             driver = waiting.pop(role)

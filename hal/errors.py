@@ -170,7 +170,9 @@ class TpmError(HallmarkError):
 
 class AlreadyOwned(TpmError):
     outcome = Outcome.REFUSED
-    default_hint = "Set the board aside: somebody else has set its TPM's auth. Clearing it is an engineer's decision."
+    default_hint = (
+        "Set the board aside: somebody else has set its TPM's auth. Clearing it is an engineer's decision."
+    )
 
 
 class LockedOut(TpmError):
@@ -180,12 +182,16 @@ class LockedOut(TpmError):
 
 class EkUntrusted(TpmError):
     outcome = Outcome.REFUSED
-    default_hint = "Set the board aside; if the lot's TPM vendor is new, an engineer adds its root to the trust store."
+    default_hint = (
+        "Set the board aside; if the lot's TPM vendor is new, an engineer adds its root to the trust store."
+    )
 
 
 class EkMismatch(TpmError):
     outcome = Outcome.REFUSED
-    default_hint = "Set the board aside: its TPM is not the one on record, or not the one its certificate names."
+    default_hint = (
+        "Set the board aside: its TPM is not the one on record, or not the one its certificate names."
+    )
 
 
 class ResidencyUnproven(TpmError):
@@ -237,7 +243,8 @@ class TokenAbsent(TokenError):
 
 class PinRejected(TokenError):
     default_hint = (
-        "Do not restart: the PIN is never tried twice. An engineer corrects the PIN and runs `hallmark ca unblock`."
+        "Do not restart: the PIN is never tried twice."
+        " An engineer corrects the PIN and runs `hallmark ca unblock`."
     )
 
 
@@ -278,7 +285,9 @@ class StationError(HallmarkError):
 
 
 class StoreUnavailable(StationError):
-    default_hint = "Free disk space or replace the disk; nothing was lost, and boards go on when plugged in again."
+    default_hint = (
+        "Free disk space or replace the disk; nothing was lost, and boards go on when plugged in again."
+    )
 
 
 class PeerUnavailable(StationError):
@@ -305,15 +314,21 @@ class Throttled(SinkError):
 
 class Unauthorized(SinkError):
     retryable = True
-    default_hint = "Check the sink's policy and key, and the station's clock; enrollments stay queued until it works."
+    default_hint = (
+        "Check the sink's policy and key, and the station's clock; enrollments stay queued until it works."
+    )
 
 
 class Rejected(SinkError):
-    default_hint = "An engineer looks at `hallmark outbox`: the service will not take this enrollment as it is."
+    default_hint = (
+        "An engineer looks at `hallmark outbox`: the service will not take this enrollment as it is."
+    )
 
 
 class Conflict(SinkError):
-    default_hint = "An engineer looks at `hallmark outbox`: another device is enrolled under this registration ID."
+    default_hint = (
+        "An engineer looks at `hallmark outbox`: another device is enrolled under this registration ID."
+    )
 
 
 class ConfigError(HallmarkError):

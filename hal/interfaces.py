@@ -1,8 +1,8 @@
 """What a driver can offer: small Protocols, each of one to five methods, each call with its `Call`.
 
-Every method raises only errors of `hal.errors`, honours the call's deadline and cancel, and leaves the device so that the
-same call may be made again. Only the station's runner retries. A driver that can't tell what the device did after an
-error says so by raising; the step then probes the device, which is the truth.
+Every method raises only errors of `hal.errors`, honours the call's deadline and cancel, and leaves the
+device so that the same call may be made again. Only the station's runner retries. A driver that can't tell
+what the device did after an error says so by raising; the step then probes the device, which is the truth.
 """
 
 from __future__ import annotations
@@ -127,18 +127,20 @@ class EndorsementIdentity(Protocol):
 
 @runtime_checkable
 class Ownership(Protocol):
-    """TPM ownership. Every command that carries or uses an auth value goes in a session salted to `ek` and encrypted."""
+    """TPM ownership. Every command that carries or uses an auth value goes in a session salted to `ek` and
+    encrypted.
+    """
 
     def state(self, call: Call) -> OwnershipState: ...
 
     def set_auth(
         self, call: Call, ek: EndorsementKey, hierarchy: Hierarchy, new: Secret, current: Secret
     ) -> None:
-        """Changes one hierarchy's auth from `current` to `new`. Never tries `current` on lockout when it may be wrong."""
+        """Changes one hierarchy's auth from `current` to `new`. Never tries `current` on lockout when it may
+        be wrong.
+        """
 
-    def make_srk(
-        self, call: Call, ek: EndorsementKey, template: SrkTemplate, owner: Secret
-    ) -> bytes:
+    def make_srk(self, call: Call, ek: EndorsementKey, template: SrkTemplate, owner: Secret) -> bytes:
         """SRK without auth at 0x81000001; its TPM2B_PUBLIC. AlreadyOwned when another object is there."""
 
     def set_lockout_policy(
@@ -211,7 +213,9 @@ class CaToken(Protocol):
         """DER SubjectPublicKeyInfo of the key pair `label`. KeyMissing when it isn't there."""
 
     def make_key(self, call: Call, label: str, key_type: KeyType) -> bytes:
-        """Makes a key pair that can't be extracted; its DER SubjectPublicKeyInfo. DuplicateKey when the label exists."""
+        """Makes a key pair that can't be extracted; its DER SubjectPublicKeyInfo. DuplicateKey when the
+        label exists.
+        """
 
     def sign(self, call: Call, label: str, data: bytes) -> bytes:
         """SHA-256 (SHA-384 for P-384) signature over `data`: ECDSA as DER, RSA as PKCS#1 v1.5."""

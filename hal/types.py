@@ -15,9 +15,10 @@ from hal.errors import HallmarkError
 class Sighting:
     """Something is plugged in at a place. Made without opening it.
 
-    `place` is what a nest claims: the stable USB path (`usb:1-1.4`), or the port (`tty:/dev/ttyS0`, or the absolute path
-    of an emulated board's port) where there is none. `port` is the device node to open now; it may change between two
-    sightings at one place. The rest is what USB descriptors claim: untrusted text, None where unknown.
+    `place` is what a nest claims: the stable USB path (`usb:1-1.4`), or the port (`tty:/dev/ttyS0`, or the
+    absolute path of an emulated board's port) where there is none. `port` is the device node to open now; it
+    may change between two sightings at one place. The rest is what USB descriptors claim: untrusted text,
+    None where unknown.
     """
 
     place: str
@@ -97,7 +98,9 @@ class TestResult:
 
 @dataclass(frozen=True, slots=True)
 class TpmDescription:
-    """TPM_PT_FIXED properties as text (TPM 2.0 Part 2, 6.13). `software` is true when it names itself a software TPM."""
+    """TPM_PT_FIXED properties as text (TPM 2.0 Part 2, 6.13). `software` is true when it names itself a
+    software TPM.
+    """
 
     manufacturer: str
     vendor: str
@@ -147,9 +150,9 @@ class EndorsementReport:
 class ResidencyProof:
     """The transcript of one MakeCredential / ActivateCredential exchange (TPM 2.0 Part 1, 24).
 
-    The credential was made on the host for exactly (EK, key Name); only the TPM with that EK and a loaded object of that
-    Name can give back `secret`. `key_public` is the object's TPM2B_PUBLIC; `id_object` (TPM2B_ID_OBJECT) and
-    `encrypted_secret` (TPM2B_ENCRYPTED_SECRET) are what was sent.
+    The credential was made on the host for exactly (EK, key Name); only the TPM with that EK and a loaded
+    object of that Name can give back `secret`. `key_public` is the object's TPM2B_PUBLIC; `id_object`
+    (TPM2B_ID_OBJECT) and `encrypted_secret` (TPM2B_ENCRYPTED_SECRET) are what was sent.
     """
 
     ek_name: bytes

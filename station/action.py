@@ -1,4 +1,5 @@
-"""What a step is made of: actions that probe, apply and verify. The words that every step in `station/steps` is written in.
+"""What a step is made of: actions that probe, apply and verify. The words that every step in `station/steps`
+is written in.
 
 A step knows the device only through HAL interfaces and the station only through its desk; it never retries, journals or
 reads a clock: the runner does.
@@ -52,7 +53,9 @@ class Circumstances:
 
 @dataclass(slots=True)
 class Trip:
-    """One visit as its steps see it. `facts` grows with each action; secrets are in `auths` only, and die with the process."""
+    """One visit as its steps see it. `facts` grows with each action; secrets are in `auths` only, and die
+    with the process.
+    """
 
     about: Circumstances
     board: Bindings
@@ -154,7 +157,7 @@ class Step:
 
     use: str
     summary: str
-    options: type
+    options: type[Any]
     actions: Callable[[Any], tuple[Action, ...]]
     needs: Callable[[Any], tuple[Need, ...]]
     requires: Callable[[Any], frozenset[str]] = lambda _options: frozenset()

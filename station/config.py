@@ -138,7 +138,9 @@ class Configuration:
 
 
 def load_configuration(paths: Paths, *, drivers: bool = True) -> Configuration:
-    """station.toml below `paths`, checked. With `drivers` false no driver is imported, and their settings go unchecked."""
+    """station.toml below `paths`, checked. With `drivers` false no driver is imported, and their settings go
+    unchecked.
+    """
     source = read(paths.configuration)
     problems = Problems()
     file = convert(source, StationFile, problems)

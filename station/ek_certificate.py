@@ -1,12 +1,13 @@
 """Whether an EK certificate's chain ends at a trust anchor: RFC 5280 path validation with the TCG EK profile's marks.
 
-`cryptography`'s verifier decides. It refuses some certificates that real TPMs carry (critical certificatePolicies, keys marked
-RSAES-OAEP); for exactly these there is one named fallback, `_verify_by_hand`, which checks the same chain link by link.
+`cryptography`'s verifier decides. It refuses some certificates that real TPMs carry (critical
+certificatePolicies, keys marked RSAES-OAEP); for exactly these there is one named fallback,
+`_verify_by_hand`, which checks the same chain link by link.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Final
 
 from cryptography import x509
@@ -18,7 +19,7 @@ from hal.errors import EkUntrusted, quote
 
 EK_USAGE: Final = x509.ObjectIdentifier("2.23.133.8.1")
 """tcg-kp-EKCertificate (TCG EK Credential Profile, 3.2.16)."""
-NO_EXPIRY: Final = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
+NO_EXPIRY: Final = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 MAX_DEPTH: Final = 6
 
 
@@ -42,7 +43,7 @@ def verify_ek_certificate(leaf: bytes, chain: tuple[bytes, ...], trust: tuple[by
         )
     if not _is_ek_certificate(certificate):
         raise EkUntrusted("the certificate in the TPM is not marked as an EK certificate")
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     try:
         path = _verifier(anchors, now).verify(certificate, intermediates).chain
     except (VerificationError, ValueError, UnsupportedAlgorithm) as strict:
@@ -65,7 +66,7 @@ def _is_ek_certificate(certificate: x509.Certificate) -> bool:
     return bool(names.get_values_for_type(x509.DirectoryName))
 
 
-def _verifier(anchors: list[x509.Certificate], now: datetime.datetime) -> verification.ClientVerifier:
+def _verifier(anchors: list[x509.Certificate], now: dt.datetime) -> verification.ClientVerifier:
     return (
         PolicyBuilder()
         .store(Store(anchors))
@@ -80,7 +81,7 @@ def _verify_by_hand(
     leaf: x509.Certificate,
     intermediates: list[x509.Certificate],
     anchors: list[x509.Certificate],
-    now: datetime.datetime,
+    now: dt.datetime,
     strict: Exception,
 ) -> list[x509.Certificate]:
     """The fallback: each link's name, signature, dates and CA mark. `strict` is told when this fails too."""

@@ -1,4 +1,6 @@
-"""Firmware images: only bytes that the signed manifest names leave this room, and they are the bytes that were checked."""
+"""Firmware images: only bytes that the signed manifest names leave this room, and they are the bytes that
+were checked.
+"""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ class Done(Struct, frozen=True, tag="done"):
 class Progress(Struct, frozen=True, tag="progress"):
     """Where the visit is; no reply. `phase`: probe, apply, verify, wait, absent.
 
-    `seconds` is how long this phase may take: what overruns it by a grace loses its process. `note` says what is waited for.
+    `seconds` is how long this phase may take: what overruns it by a grace loses its process. `note` says
+    what is waited for.
     """
 
     step: Name

@@ -75,7 +75,9 @@ class Recipe:
 
 
 def load_recipe(configuration: Configuration, name: str) -> Recipe:
-    """The recipe file `name` below the recipes folder, checked. Raises RecipeError; its `others` has further problems."""
+    """The recipe file `name` below the recipes folder, checked. Raises RecipeError; its `others` has further
+    problems.
+    """
     path = configuration.folder / "recipes" / name
     source = read(path, RecipeError)
     problems = Problems(RecipeError)
@@ -183,17 +185,18 @@ def _check_needs(
     for index, item in steps:
         for interface, role in item.step.needs(item.options):
             able = [name for name, driver in drivers.items() if interface in driver.offers]
+            found = ", ".join(able) or "none"
             if role is not None and role not in able:
                 problems.add(
                     source,
                     ("step", index),
-                    f"{item.step.use} needs {interface.__name__} by role {role!r}; offered by: {', '.join(able) or 'none'}",
+                    f"{item.step.use} needs {interface.__name__} by role {role!r}; offered by: {found}",
                 )
             elif role is None and len(able) != 1:
                 problems.add(
                     source,
                     ("step", index),
-                    f"{item.step.use} needs one driver with {interface.__name__}; offered by: {', '.join(able) or 'none'}",
+                    f"{item.step.use} needs one driver with {interface.__name__}; offered by: {found}",
                 )
 
 

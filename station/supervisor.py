@@ -1,15 +1,17 @@
 """The station process: opens the store, brings the nests to life, and tells people and systemd how it is.
 
-It holds the one database and decides; it opens no device, no token and no network. Each nest, discovery driver and socket
-has its own threads, so that one in trouble leaves the others alone.
+It holds the one database and decides; it opens no device, no token and no network. Each nest, discovery
+driver and socket has its own threads, so that one in trouble leaves the others alone.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import shutil
+import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -51,20 +53,27 @@ LOOK_SECONDS: Final = 1.0
 """How often the main loop comes round: token, disk, watchdog."""
 DISCOVERY_PAUSE: Final = 5.0
 """Seconds before a discovery driver that failed is opened again."""
+CLOCK_TOLERANCE: Final = 60.0
+"""Seconds that the clock may be set back, as time daemons do."""
 MIB: Final = 1 << 20
 
 
 class Supervisor:
     """`run` serves until `stop` is called. Implements `station.status.view.StationControl`."""
 
-    def __init__(self, configuration: Configuration, store: Store, watchdog: Watchdog) -> None:
+    def __init__(
+        self, configuration: Configuration, store: Store, watchdog: Watchdog, outbox: Path | socket.socket
+    ) -> None:
+        """`outbox`: where its socket is to be, or the listening socket that systemd passed."""
         self._configuration, self._store, self._watchdog = configuration, store, watchdog
+        self._outbox = outbox
         self._log = structlog.get_logger()
         self._stop = threading.Event()
         self._cancel = Cancel()
         self._lock = threading.Lock()
         self._state = StationState.RUNNING
         self._began, self._started_at = time.monotonic(), time.time()
+        self._newest_at = max((event.at for event in store.events(store.last_event() - 1, 1)), default=0.0)
         self._token: messages.SignerState | None = None
         self._token_problem: HallmarkError | None = None
         self._sinks: dict[str, tuple[messages.SinkHealth, float]] = {}
@@ -117,7 +126,7 @@ class Supervisor:
             "station-started", fields={"version": version(), "visits_left_open": len(left_open)}
         )
         with ExitStack() as stack:
-            outbox = OutboxServer(self._store, self._configuration.paths.outbox_socket, self._sink_health)
+            outbox = OutboxServer(self._store, self._outbox, self._sink_health)
             outbox.start()
             stack.callback(outbox.stop)
             poller = threading.Thread(target=self._watch_token, name="token", daemon=True)
@@ -235,13 +244,26 @@ class Supervisor:
             uptime=time.monotonic() - self._began,
             token=self._token_view(),
             disk=DiskView(free, total, low),
-            clock=ClockView(now=time.time()),
+            clock=self._clock(),
             work_orders=[
                 WorkOrderView(order.id, order.sku, order.quantity, order.quantity - order.left)
                 for order in self._store.work_orders()
             ],
+            outcomes=self._outcomes(),
             problems=problems,
         )
+
+    def _outcomes(self) -> dict[str, int]:
+        """Visits that ended since the start, of all nests together."""
+        return dict(sum((nest.outcomes for nest in self._nests.values()), Counter[str]()))
+
+    def _clock(self) -> ClockView:
+        """A clock behind what was on record at the start, or set back since, is told; the signer judges for itself."""
+        now = time.time()
+        expected = max(self._newest_at, self._started_at + time.monotonic() - self._began)
+        if now >= expected - CLOCK_TOLERANCE:
+            return ClockView(now=now)
+        return ClockView(now=now, trusted=False, detail=f"the clock is {expected - now:.0f} s behind")
 
     def nests(self) -> Sequence[NestView]:
         return [nest.view() for nest in self._nests.values()]

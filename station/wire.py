@@ -1,7 +1,8 @@
 """Typed, bounded messages over unix sockets: how Hallmark's processes talk to each other.
 
-A frame is a 4-octet big-endian length and that many octets of MessagePack, decoded strictly into one of the message types
-that the receiver names. A frame that is too long or can't be decoded ends the connection: it is never skipped.
+A frame is a 4-octet big-endian length and that many octets of MessagePack, decoded strictly into one of the
+message types that the receiver names. A frame that is too long or can't be decoded ends the connection: it
+is never skipped.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ R = TypeVar("R")
 
 
 class Problem(msgspec.Struct, frozen=True, tag="problem"):
-    """A `HallmarkError` on its way between processes. Rebuilt from the tree by its code; unknown codes become the root."""
+    """A `HallmarkError` on its way between processes. Rebuilt from the tree by its code; unknown codes
+    become the root.
+    """
 
     code: str
     message: str
@@ -51,7 +54,7 @@ class Closed(PeerUnavailable):
 class Link(Generic[R]):
     """One connected socket. `receive` gives messages of the type named at construction. Sending is thread-safe."""
 
-    def __init__(self, connection: socket.socket, receives: Any) -> None:  # noqa: ANN401 - a type or a union of types
+    def __init__(self, connection: socket.socket, receives: Any) -> None:
         self._socket = connection
         self._decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(receives)
         self._encoder = msgspec.msgpack.Encoder()
@@ -152,7 +155,9 @@ class PeerCredentials:
         pid, uid, gid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         so_peergroups = 59  # asm-generic/socket.h; Python has no name for it
         try:
-            raw = connection.getsockopt(socket.SOL_SOCKET, so_peergroups, 1024)  # Python takes no larger buffer
+            raw = connection.getsockopt(
+                socket.SOL_SOCKET, so_peergroups, 1024
+            )  # Python takes no larger buffer
         except OSError as error:
             if error.errno != errno.ERANGE:  # more than 256 groups: then only the primary one counts
                 raise
@@ -161,7 +166,7 @@ class PeerCredentials:
         return cls(pid, uid, gid, frozenset({gid, *groups}))
 
 
-def connect(path: Path, receives: Any) -> Link[Any]:  # noqa: ANN401 - see Link
+def connect(path: Path, receives: Any) -> Link[Any]:
     """A link to the process that listens at `path`; PeerUnavailable when none does."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

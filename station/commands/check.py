@@ -5,8 +5,9 @@ credentials, token. Touches no board and changes nothing.
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
+import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from station.signer_client import SignerClient
 from station.trust_store import load_file, load_folder
 
 HELP = "check configuration, recipes, trust, images, credentials and token, without touching a board"
-SOON: Final = datetime.timedelta(days=90)
+SOON: Final = dt.timedelta(days=90)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,14 +110,14 @@ def _recipes(configuration: Configuration) -> Iterator[Finding]:
         )
         for name in recipe.images():
             image, descriptor = images.sealed(name)
-            with open(descriptor, "rb"):
-                yield Finding("image", f"{name}: version {image.version}, {image.size} octets, signed")
-        if any(item.step.use == "tpm-ownership" and item.options.wanted for item in recipe.steps):
-            if not configuration.file.escrow.officers:
-                raise configuration.source.error(
-                    ("escrow", "officers"),
-                    f"recipe {recipe.name} sets auths; expected at least one escrow officer",
-                )
+            os.close(descriptor)
+            yield Finding("image", f"{name}: version {image.version}, {image.size} octets, signed")
+        sets_auths = any(item.step.use == "tpm-ownership" and item.options.wanted for item in recipe.steps)
+        if sets_auths and not configuration.file.escrow.officers:
+            raise configuration.source.error(
+                ("escrow", "officers"),
+                f"recipe {recipe.name} sets auths; expected at least one escrow officer",
+            )
         if any(item.step.use == "enroll" for item in recipe.steps) and not configuration.file.sink:
             raise configuration.source.error(
                 ("sink",), f"recipe {recipe.name} enrolls; expected at least one sink"
@@ -168,7 +169,7 @@ def _officers(configuration: Configuration) -> Iterator[Finding]:
 
 
 def _dates(what: str, certificates: list[x509.Certificate]) -> Iterator[Finding]:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     for certificate in certificates:
         if certificate.not_valid_after_utc < now + SOON:
             day = certificate.not_valid_after_utc.date()
@@ -211,5 +212,5 @@ def _token(configuration: Configuration) -> Iterator[Finding]:
         yield Finding("CA token", f"{state.label}: ready, issues as {state.subject} until {state.not_after}")
         yield from _dates("CA", [x509.load_der_x509_certificate(state.chain[0])])
     else:
-        error = HallmarkError(f"{state.label}: {state.condition} {state.problem}", hint=state.hint or None)
-        yield Finding("CA token", str(error), error)
+        failure = HallmarkError(f"{state.label}: {state.condition} {state.problem}", hint=state.hint or None)
+        yield Finding("CA token", str(failure), failure)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+from typing import Final
 
 import structlog
 
@@ -13,7 +14,8 @@ from station.status.server import StatusServer
 from station.store import Store
 from station.supervisor import Supervisor
 
-HELP = "run the station: nests, store, status and outbox sockets"
+STATUS_LOOP: Final = "status"
+HELP: Final = "run the station: nests, store, status and outbox sockets"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,10 +28,10 @@ def run(args: argparse.Namespace) -> int:
     paths = configuration.paths
     for folder in (paths.runtime, paths.state):
         folder.mkdir(parents=True, exist_ok=True)
-    watchdog = notify.Watchdog(())
+    watchdog = notify.Watchdog((STATUS_LOOP,))
     inherited = notify.listen_fds()
     with Store.open(paths.database) as store:
-        supervisor = Supervisor(configuration, store, watchdog)
+        supervisor = Supervisor(configuration, store, watchdog, inherited.get("outbox", paths.outbox_socket))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         server = StatusServer(
@@ -37,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
             store,
             inherited.get("status", paths.status_socket),
             configuration.file.status.operators,
+            beat=lambda: watchdog.beat(STATUS_LOOP),
         )
         server.start()
         try:

@@ -1,13 +1,14 @@
 """A nest's life: a board comes, a visit runs in a worker, the verdict stays until the next board.
 
-Two threads a nest: this one decides (board gone, worker dead, time over, drain), the visit's answers the worker. Nothing
-that happens to a worker or a board touches another nest.
+Two threads a nest: this one decides (board gone, worker dead, time over, drain), the visit's answers the
+worker. Nothing that happens to a worker or a board touches another nest.
 """
 
 from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -74,6 +75,8 @@ class Nest:
         self._stopping = False
         self._worker: WorkerProcess | None = None
         self._visit = _Running()
+        self.outcomes: Counter[str] = Counter()
+        """Visits that ended since the start, by outcome."""
         self._thread = threading.Thread(target=self._run, name=f"nest-{name}")
         self._log = structlog.get_logger().bind(nest=name)
         watchdog.register(self._thread.name)
@@ -160,7 +163,9 @@ class Nest:
             self._changed.notify_all()
 
     def log(self, message: messages.Log) -> None:
-        replay(message.level, message.event, message.fields, nest=self.name)
+        replay(
+            message.level, message.event, message.fields, nest=self.name, unit=self.screen.view().unit or None
+        )
 
     # --- its own thread ---
 
@@ -342,7 +347,9 @@ class Nest:
                 self._changed.notify_all()
 
     def _supervise(self, worker: WorkerProcess) -> HallmarkError | None:
-        """Returns when the visit has a verdict or its worker is gone; what was held against it, None when it just died."""
+        """Returns when the visit has a verdict or its worker is gone; what was held against it, None when it
+        just died.
+        """
         reason: HallmarkError | None = None
         with self._changed:
             number = self._number
@@ -384,6 +391,7 @@ class Nest:
         self._show(visit, error.outcome, Problem.of(error))
 
     def _show(self, visit: str, outcome: Outcome, problem: Problem | None) -> None:
+        self.outcomes[outcome.value] += 1
         self.screen.ended(outcome, problem)
         view = self.screen.view()
         self._log.info(

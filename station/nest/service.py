@@ -1,7 +1,7 @@
 """Answers one worker: the station's side of a visit. Whatever a worker is told has been made durable before.
 
-The order of durable writes is kept here: the unit is joined before its secrets are unwrapped, secrets are sealed and stored
-before the worker may use them, the certificate is recorded before it goes to the device.
+The order of durable writes is kept here: the unit is joined before its secrets are unwrapped, secrets are
+sealed and stored before the worker may use them, the certificate is recorded before it goes to the device.
 """
 
 from __future__ import annotations
@@ -82,7 +82,9 @@ class VisitService:
         }
 
     def serve(self, link: Link[messages.WorkerSays]) -> None:
-        """Returns when the verdict is durable and told; raises PeerUnavailable or ProtocolViolation when the link fails."""
+        """Returns when the verdict is durable and told; raises PeerUnavailable or ProtocolViolation when the
+        link fails.
+        """
         while not self.ended:
             message = link.receive()
             if isinstance(message, messages.Progress):

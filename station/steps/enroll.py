@@ -22,7 +22,9 @@ class Options(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         if (self.attestation == "x509-group") != bool(self.group):
-            raise ValueError("`group` names the enrollment group of attestation 'x509-group', and of no other")
+            raise ValueError(
+                "`group` names the enrollment group of attestation 'x509-group', and of no other"
+            )
 
 
 class Queue(Action):

@@ -16,8 +16,8 @@ from hal.errors import EkMismatch, EkUntrusted, HallmarkError, SoftwareTpmRefuse
 from hal.interfaces import DeviceIdentity, EndorsementIdentity
 from hal.types import EkOrigin, EndorsementKey, EndorsementReport
 from station.action import Action, Look, Need, Step, Trip
-from station.messages import Facts
 from station.ek_certificate import verify_ek_certificate
+from station.messages import Facts
 
 EK_HANDLE: Final = 0x81010001
 """Where readers look first (TCG TPM v2.0 Provisioning Guidance, 7.8)."""

@@ -88,7 +88,7 @@ class Escrow(Action):
             return self._facts(trip)
         if state.auths_set:
             raise AlreadyOwned(
-                f"the TPM has {_names(state.auths_set)} auth set, but not all of its escrow record, which only an officer reads",
+                f"the TPM has {_names(state.auths_set)} auth set, but not all of its escrow record has been",
                 hint="Hand the board to an engineer: an officer opens the escrow for this rework.",
             )
         return self._facts(trip) if wanted and set(trip.auths) >= {item.value for item in wanted} else None

@@ -1,4 +1,6 @@
-"""`python -m station.worker FD DRIVER...`: started by the station ahead of the next board, ends with that board's visit."""
+"""`python -m station.worker FD DRIVER...`: started by the station ahead of the next board, ends with that
+board's visit.
+"""
 
 from __future__ import annotations
 

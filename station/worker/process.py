@@ -17,7 +17,7 @@ from hal.driver import Bindings, Driver, opened
 from hal.errors import HallmarkError, StationError
 from hal.registry import Registry, load
 from hal.types import Sighting
-from station import messages
+from station import logs, messages
 from station.action import Circumstances, Trip
 from station.recipe import rebuild_steps
 from station.runner import Runner
@@ -46,7 +46,9 @@ def main(arguments: list[str]) -> int:
 
 
 def confine(keep: int) -> None:
-    """One device and one socket: no other descriptor, no environment, no core dump, no tracing, dies with its station."""
+    """One device and one socket: no other descriptor, no environment, no core dump, no tracing, dies with
+    its station.
+    """
     os.closerange(3, keep)
     os.closerange(keep + 1, max(keep + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
     os.environ.clear()
@@ -67,6 +69,7 @@ def serve(link: Link[messages.StationSays], visit: messages.Visit, registry: Reg
     """The visit, to its end; 0 when the station has recorded how it ended."""
     cancel = Cancel()
     desk = StationDesk(link, cancel)
+    logs.configure("worker", forward=lambda level, event, fields: desk.log(level, event, **fields))
     trip = Trip(
         about=Circumstances(visit.station, visit.bench, visit.sku, tuple(visit.trust), tuple(visit.issuers)),
         board=Bindings(),

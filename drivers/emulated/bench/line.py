@@ -95,7 +95,10 @@ class Line:
     """A context manager: leaving it ends every process."""
 
     def __init__(
-        self, line: Layout, cloud_options: Sequence[str] = (), launcher: Callable[[str], Sequence[str]] = _plain
+        self,
+        line: Layout,
+        cloud_options: Sequence[str] = (),
+        launcher: Callable[[str], Sequence[str]] = _plain,
     ) -> None:
         """`launcher` gives the words that start one of DAEMONS: other than the `hallmark` command, for test benches."""
         self.layout, self._launcher = line, launcher

@@ -1,4 +1,6 @@
-"""Initialises a SoftHSM token. Its tool takes PINs from arguments, which everybody can read, or from a terminal: so it gets one."""
+"""Initialises a SoftHSM token. Its tool takes PINs from arguments, which everybody can read, or from a
+terminal: so it gets one.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ import random
 import select
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -105,6 +106,8 @@ class Machine:
             poll.register(self._port, select.POLLIN)
         if self._uart is not None and self._ended is None and len(self._to_host) < _WINDOW:
             poll.register(self._uart, select.POLLIN)
+        if self.options.until_eof:
+            poll.register(sys.stdin, select.POLLIN)
         before = time.monotonic()
         ready = dict(poll.poll(self._timeout(before)))
         now = time.monotonic()
@@ -115,6 +118,12 @@ class Machine:
         if self._signals.fileno() in ready:
             self._signals.recv(4096)
             self._reap()
+        if (
+            self.options.until_eof
+            and sys.stdin.fileno() in ready
+            and not os.read(sys.stdin.fileno(), _WINDOW)
+        ):
+            self._stop()
         if self._port.plugged and self._port.fileno() in ready:
             self._from_host(written_at)
         if self._uart is not None and self._uart.fileno() in ready:

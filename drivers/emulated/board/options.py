@@ -49,6 +49,7 @@ class Options:
     ek_certificate: EkCertificate = EkCertificate.VENDOR
     factory_image: Path | None = None
     unplugged: bool = False
+    until_eof: bool = False
     baud: int = 115200
     latency_seconds: float = 0.0
     garble_start: int = 0
@@ -83,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
     add("--ek-certificate", type=EkCertificate, choices=list(EkCertificate), help="of a new board (vendor)")
     add("--factory-image", type=Path, metavar="FILE", help="in slot 0 of a new board (none: it is blank)")
     add("--unplugged", action="store_true", help="don't plug in at the start")
+    add(
+        "--until-eof",
+        action="store_true",
+        help="switch off when standard input ends, so as not to outlive the starter",
+    )
     add(
         "--baud",
         type=_whole,

@@ -45,7 +45,8 @@ def main() -> int:
             return 130
 
 
-_EPILOG = """Round 1: N boards at once, the cloud away at first, then back. Round 2: N new boards; a worker, the signer and
+_EPILOG = """
+Round 1: N boards at once, the cloud away at first, then back. Round 2: N new boards; a worker, the signer and
 the station are each killed once by SIGKILL while boards are under way. DIR then has report.json, ca/, officer/ and
 units/REGISTRATION-ID/ for round 1; killed/ has the same for round 2."""
 
