@@ -5,11 +5,11 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import hashlib
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import apsw
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -91,10 +91,14 @@ def chain(key: int, serial: int | None = None) -> list[bytes]:
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    """What the database holds, read by another SQLite than the station's."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    """What the database holds, read past the store's own code.
+
+    By apsw, not Python's sqlite3: a second SQLite in one process drops the first one's POSIX locks when it
+    closes the file (sqlite.org/howtocorrupt.html, 2.2.1).
+    """
+    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
-        return connection.execute(query).fetchall()
+        return list(connection.execute(query))
     finally:
         connection.close()
 
