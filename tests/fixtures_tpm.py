@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,9 +15,12 @@ from pathlib import Path
 import pytest
 
 from drivers.swtpm.process import SwtpmProcess, manufacture
+from drivers.tpm import codec
 from drivers.tpm.driver import TCTI, TUNNEL, TctiSettings, TunnelSettings
+from drivers.tpm.tcti import TctiTransport
 from hal.call import Call
 from hal.driver import Bindings, opened
+from hal.errors import DeviceBusy
 from hal.interfaces import TpmTransport
 from hal.types import EndorsementKey
 
@@ -117,10 +119,14 @@ def listening(state: Path, path: Path) -> Iterator[tuple[subprocess.Popen[bytes]
         stderr=subprocess.DEVNULL,
     )
     try:
-        deadline = time.monotonic() + SECONDS
-        while not (path.exists() and Path(f"{path}.ctrl").exists()):
-            assert time.monotonic() < deadline, "swtpm doesn't listen"
-            time.sleep(0.005)
+        probe, call = TctiTransport(f"swtpm:path={path}"), lasting()
+        while True:
+            # Its sockets are there a moment before it listens on them.
+            with contextlib.suppress(DeviceBusy):
+                probe.transmit(call, codec.get_capability(codec.CAP_HANDLES, codec.PERSISTENT_OBJECTS, 1))
+                break
+            call.pause(0.005)
+        probe.close()
         yield child, f"swtpm:path={path}"
     finally:
         child.kill()

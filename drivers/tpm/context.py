@@ -23,6 +23,9 @@ from hal.types import EndorsementKey, Hierarchy
 
 CLOSE_SECONDS: Final = 2.0
 SWEPT: Final = (codec.TRANSIENT_OBJECTS, codec.LOADED_SESSIONS, codec.SAVED_SESSIONS)
+STALE: Final = frozenset({codec.RC_INITIALIZE, 0x901, 0x902, 0x903, 0x905, 0x906})
+"""The TPM was reset, or is full (CONTEXT_GAP, OBJECT_MEMORY, SESSION_MEMORY, SESSION_HANDLES, OBJECT_HANDLES):
+connect anew, which starts and sweeps it."""
 HANDLE_LIMIT: Final = 1024
 """No TPM has more handles of one kind; one that says so is not believed."""
 
@@ -40,7 +43,7 @@ class Tpm:
         self._tcti = TunnelTcti(transport)
         self._esapi: ESAPI | None = None
         self._open: Counter[int] = Counter()
-        self._used = self._gone = False
+        self._used = self._gone = self._confused = False
         self.vouched: tuple[EndorsementKey, Secret] | None = None
         """The EK that ownership was used with in this visit, and the owner auth that held: see `sessions`."""
 
@@ -55,7 +58,7 @@ class Tpm:
             yield self.connected()
         except TSS2_Exception as error:
             failure = self._tcti.failure
-            if failure is not None or not from_tpm(error.rc) or base(error.rc) == codec.RC_INITIALIZE:
+            if failure is not None or not from_tpm(error.rc) or base(error.rc) in STALE:
                 self._drop()
             if failure is not None:
                 self._gone = isinstance(failure, DeviceGone)
@@ -86,13 +89,13 @@ class Tpm:
 
     def is_connected(self, esapi: ESAPI) -> bool:
         """Whether `esapi` is still the one in use: after a failure its objects are gone with it."""
-        return esapi is self._esapi and self._tcti.failure is None
+        return esapi is self._esapi and self._tcti.failure is None and not self._confused
 
     def connected(self) -> ESAPI:
         if self._esapi is None:
             self._sweep()
             self._esapi = ESAPI(self._tcti)
-            self._used, self._gone = True, False
+            self._used, self._gone, self._confused = True, False, False
         return self._esapi
 
     def _drop(self) -> None:
@@ -113,7 +116,10 @@ class Tpm:
             if code not in (codec.RC_SUCCESS, codec.RC_INITIALIZE):
                 raise mapped(code, "TPM2_Startup")
         for kind in SWEPT:
-            for handle in self.handles(kind, kind | 0x00FFFFFF):
+            # Policy sessions are listed among the loaded ones, with handles of another range: flush all that is told.
+            command = codec.get_capability(codec.CAP_HANDLES, kind, codec.HANDLES_PER_ANSWER)
+            _, left = codec.handles(self._raw(command, "reading what is loaded"))
+            for handle in left:
                 code = codec.response_code(self._tcti.exchange(codec.flush(handle)))
                 if code and base(code) != RC_HANDLE:
                     raise mapped(code, f"flushing 0x{handle:08x}")
@@ -171,6 +177,15 @@ class Tpm:
     # --- resources of ESAPI -------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Notes an error of ESAPI's own: it answers "wrong order" from then on, which must not hide that error."""
+        try:
+            yield
+        except TSS2_Exception as error:
+            self._confused = self._confused or not from_tpm(error.rc)
+            raise
+
+    @contextlib.contextmanager
     def persistent(self, handle: int) -> Iterator[ESYS_TR]:
         """ESAPI's object for a persistent key or an NV index.
 
@@ -180,7 +195,8 @@ class Tpm:
         item = esapi.tr_from_tpmpublic(handle)
         self._open[int(item)] += 1
         try:
-            yield item
+            with self._watched():
+                yield item
         finally:
             self._open[int(item)] -= 1
             if self.is_connected(esapi) and self._open[int(item)] <= 0:
@@ -191,7 +207,8 @@ class Tpm:
         """`item` (a transient object or a session), flushed at the end unless the connection broke meanwhile."""
         esapi = self.connected()
         try:
-            yield item
+            with self._watched():
+                yield item
         finally:
             if self.is_connected(esapi):
                 esapi.flush_context(item)

@@ -42,7 +42,8 @@ class TctiTransport:
     def transmit(self, call: Call, command: bytes) -> bytes:
         """`command` to its response. DeviceBusy when the TCTI can't be opened, DeviceGone when it fails later.
 
-        Deadline and cancel hold for TCTIs that tell what to poll (device, swtpm, mssim); others block in C.
+        Deadline and cancel hold for TCTIs that tell what to poll (device, tabrmd); others (swtpm, mssim,
+        cmd) block in C as long as the TPM takes, and the station gives their process up.
         """
         call.check()
         tcti = self._opened()

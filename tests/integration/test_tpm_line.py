@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+import tty
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -25,7 +27,7 @@ from hal.errors import (
     HallmarkError,
     ProtocolViolation,
 )
-from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership
+from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership, TpmTransport
 from hal.secret import EMPTY, Secret
 from hal.types import Hierarchy, KeyType, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting
@@ -167,7 +169,7 @@ def test_no_flipped_octets_in_any_answer_bring_out_anything_but_our_errors(line,
 # --- a TPM that wants time, or to be started --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", [0x922, 0x908, 0x90A])
+@pytest.mark.parametrize("code", [0x922, 0x90A])
 def test_a_tpm_that_wants_a_command_again_gets_it_after_a_pause(line, ek, code: int) -> None:
     refusals = iter([answer(code)] * 7)
     line.before = lambda call, command: next(refusals, None) if codec_of(command) == 0x176 else None
@@ -206,10 +208,13 @@ def test_objects_and_sessions_that_others_left_are_swept(line, ek) -> None:
         "80020000004300000131400000010000000940000009000000000000040000000000"
         "1a0023000b00030472000000060080004300100003001000000000" + "0000" + "00000000"
     )
-    session = bytes.fromhex(
-        "80010000002b00000176400000074000000700100000000000000000000000000000000000000010000b"
+    hmac, policy = (
+        codec.command(
+            0x176, (0x40000007, 4), (0x40000007, 4), (16, 2), (0, 16), (0, 2), (kind, 1), (0x10, 2), (0xB, 2)
+        )
+        for kind in (0, 1)
     )
-    for _ in range(3):
+    for session in (policy, hmac, policy):
         assert codec.response_code(line.transmit(lasting(), create)) == 0
         assert codec.response_code(line.transmit(lasting(), session)) == 0
     assert codec.response_code(line.transmit(lasting(), create)) == 0x902, "three objects fill the TPM"
@@ -381,24 +386,50 @@ def test_tctis_for_the_bench_are_known_as_such() -> None:
     assert not any(is_bench_only(tcti) for tcti in ("device:/dev/tpm0", "cmd:x", "tabrmd:"))
 
 
-def test_a_tpm_that_does_not_answer_a_tcti_is_left_at_the_deadline_and_its_late_answer_dropped(
-    tpm_state: Path, tmp_path: Path
-) -> None:
-    import signal
+class Chip:
+    """A character device as the kernel gives for a TPM, made of a pty: one write is a command, one read its answer."""
 
-    from tests.fixtures_tpm import listening
+    def __init__(self, inner: TpmTransport) -> None:
+        self._inner = inner
+        self._master, self._slave = os.openpty()
+        tty.setraw(self._slave)
+        self.path = os.ttyname(self._slave)
+        self.answers = threading.Event()
+        self._thread = threading.Thread(target=self._run)
 
-    with listening(tpm_state, tmp_path / "s") as (child, tcti):
-        transport = TctiTransport(tcti)
-        transport.transmit(lasting(), codec.get_capability(codec.CAP_HANDLES, codec.PERSISTENT_OBJECTS, 8))
-        child.send_signal(signal.SIGSTOP)
+    def _run(self) -> None:
+        while (command := os.read(self._master, 4096)) != b"end":
+            self.answers.wait()
+            os.write(self._master, self._inner.transmit(lasting(), command))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.answers.set()
+        os.write(self._slave, b"end")
+        self._thread.join()
+        os.close(self._slave)
+        os.close(self._master)
+
+
+def test_a_silent_tpm_of_this_host_is_left_at_the_deadline_and_its_late_answer_dropped(swtpm) -> None:
+    persistent = codec.get_capability(codec.CAP_HANDLES, codec.PERSISTENT_OBJECTS, 8)
+    with Chip(swtpm) as chip:
+        transport = TctiTransport(f"device:{chip.path}")
+        chip.answers.set()
+        assert codec.handles(transport.transmit(lasting(), persistent)) == (False, [0x81010001, 0x81010016])
+        chip.answers.clear()
         begun = time.monotonic()
         with pytest.raises(DeadlineExceeded):
-            transport.transmit(Call.lasting(0.3), codec.command(CC_GET_RANDOM, (8, 2)))
-        child.send_signal(signal.SIGCONT)
-        response = transport.transmit(
-            lasting(), codec.get_capability(codec.CAP_HANDLES, codec.PERSISTENT_OBJECTS, 8)
-        )
-        assert codec.handles(response) == (False, [0x81010001, 0x81010016])
-        assert time.monotonic() - begun < 5
+            transport.transmit(Call.lasting(0.2), codec.command(CC_GET_RANDOM, (8, 2)))
+        cancel = Cancel()
+        threading.Timer(0.1, cancel.set, [DeviceGone("pulled out")]).start()
+        with pytest.raises(DeviceGone, match="pulled out"):
+            transport.transmit(Call(cancel=cancel), persistent)
+        assert time.monotonic() - begun < 2
+        chip.answers.set()
+        assert codec.handles(transport.transmit(lasting(), persistent)) == (False, [0x81010001, 0x81010016])
         transport.close()
+        cancel.close()
