@@ -246,7 +246,7 @@ def test_on_a_full_disk_nothing_is_half_done_and_what_is_open_can_still_be_close
         disk.full = False
         parts.trip(store, 1)
         assert disk.ballast.exists(), "made again when there is room"
-    assert parts.rows(store_path, parts.HALVES) == []
+        assert parts.rows(store_path, parts.HALVES) == []
 
 
 def test_no_visit_begins_when_there_is_no_room_to_end_it(store_path: Path) -> None:
