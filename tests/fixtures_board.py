@@ -42,8 +42,9 @@ class Board:
             for text in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
         ]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "drivers.emulated.board", *arguments],
+            [sys.executable, "-m", "drivers.emulated.board", "--until-eof", *arguments],
             cwd=ROOT,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
@@ -70,10 +71,9 @@ class Board:
 
     def _close(self) -> int:
         status = self.process.wait(START_SECONDS)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
         return status
 
     def processes(self) -> list[int]:

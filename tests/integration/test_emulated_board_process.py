@@ -151,6 +151,15 @@ def test_a_killed_board_may_be_started_again_at_once(boards: Boards) -> None:
         board.kill()
 
 
+def test_a_board_ends_with_the_one_who_started_it(boards: Boards) -> None:
+    board = boards.start(no_tpm=True)
+    assert board.process.stdin is not None
+    board.process.stdin.close()
+    assert board.process.wait(SECONDS) == 0
+    assert board.processes() == []
+    assert not board.port.is_symlink()
+
+
 def test_a_stopped_board_leaves_its_tpm_ready_for_others(boards: Boards) -> None:
     board = boards.start()
     ek(board)

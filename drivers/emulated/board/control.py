@@ -32,17 +32,20 @@ class ControlServer:
         self._act = act
         self._lines: dict[int, tuple[socket.socket, bytearray]] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Under its name only when it listens: whoever waits for the file can connect.
+        fresh = path.with_name(path.name + ".new")
         try:
-            path.unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
             before = os.umask(0o177)
             try:
-                self._listener.bind(str(path))
+                self._listener.bind(str(fresh))
             finally:
                 os.umask(before)
+            self._listener.listen(_BACKLOG)
+            fresh.replace(path)
         except OSError as error:
             reason = "its name is too long for a socket" if error.errno is None else error.strerror
             raise ConfigError(f"{path}: {reason}") from error
-        self._listener.listen(_BACKLOG)
 
     def close(self) -> None:
         for connection, _ in self._lines.values():
