@@ -21,8 +21,11 @@ from hal.errors import PeerUnavailable
 from hal.types import Enrollment
 from station.enrollment import to_json
 from station.messages import Batch, Item, Lease, Ok, Outcome, Report, SinkHealth, UploaderSays
+from station.outbox import OutboxServer
 from station.paths import Paths
+from station.store import Store
 from station.wire import Link, listen
+from tests import store_parts
 from tests.fixtures_dps import KEY, POLICY, ROOT, Emulator, unit
 
 SECONDS = 30.0
@@ -389,3 +392,46 @@ def test_it_has_no_devices_no_token_and_no_database() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_killed_again_and_again_the_stations_own_outbox_ends_with_every_receipt(
+    uploader: Uploader, emulator: Emulator, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real server and store on the other side of the socket."""
+    monkeypatch.setattr(
+        store_parts, "enrollment", lambda board, text="": to_json(unit(f"board-{board}", 0, sku="gw-200"))
+    )
+    emulator.control.weather(latency=0.03)
+    health: list[SinkHealth] = []
+    path = Paths(uploader.root).outbox_socket
+    path.parent.mkdir(parents=True, exist_ok=True)
+    server = OutboxServer(store, path, health.append)
+    server.start()
+    try:
+        for board in range(1, 25):
+            store_parts.trip(store, board)
+        for moment in (0.4, 0.5, 0.6):
+            uploader.start()
+            _wait_empty(store, moment)
+            uploader.end(signal.SIGKILL)
+        uploader.start()
+        assert _wait_empty(store, SECONDS)
+        names = [record["registrationId"] for record in emulator.control.enrollments()]
+        assert sorted(names) == sorted(f"board-{board}" for board in range(1, 25))
+        assert store.depth().acknowledged == 24
+        assert store.depth().parked == 0
+        uploader.end()
+    finally:
+        server.stop()
+
+
+def _wait_empty(store: Store, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while store.depth().queued:
+        seen = store.changes()
+        left = until - time.monotonic()
+        if left <= 0:
+            return False
+        if store.depth().queued:
+            store.wait_change(seen, left)
+    return True
