@@ -24,7 +24,7 @@ from hal.driver import Bindings
 from hal.errors import ConfigError, HallmarkError
 from hal.interfaces import Discovery
 from hal.registry import shadowing
-from hal.types import Departure, DiscoveryFault, Sighting
+from hal.types import DiscoveryFault
 from station import messages
 from station.config import Configuration, DiscoverySection
 from station.images import ImageStore
@@ -32,6 +32,7 @@ from station.nest.nest import Nest, VisitTerms
 from station.nest.service import Services
 from station.notify import Watchdog
 from station.outbox import OutboxServer
+from station.places import Places
 from station.recipe import load_recipe
 from station.signer_client import SignerClient
 from station.status.view import (
@@ -78,7 +79,7 @@ class Supervisor:
         self._token_problem: HallmarkError | None = None
         self._sinks: dict[str, tuple[messages.SinkHealth, float]] = {}
         self._problems: dict[str, str] = {}
-        self._places: dict[str, Nest] = {}
+        self._places = Places(self._nest_at)
         file = configuration.file
         self._signer = SignerClient(configuration.paths.signer_socket)
         self._services = Services(
@@ -135,8 +136,8 @@ class Supervisor:
                 nest.start()
                 stack.callback(nest.stop)
             threads = [
-                threading.Thread(target=self._discover, args=(section,), name=f"discovery-{section.driver}")
-                for section in self._configuration.file.discovery
+                threading.Thread(target=self._discover, args=(number, section), name=f"discovery-{number}")
+                for number, section in enumerate(self._configuration.file.discovery)
             ]
             for thread in threads:
                 thread.start()
@@ -152,14 +153,15 @@ class Supervisor:
         """May be called from a signal handler."""
         self._stop.set()
 
-    def _discover(self, section: DiscoverySection) -> None:
+    def _discover(self, number: int, section: DiscoverySection) -> None:
         """Follows one discovery driver; one that fails is opened again, and status says what is wrong."""
         configuration = self._configuration
         driver = configuration.registry.get(section.driver)
-        settings = configuration.settings(driver, section.settings, ("discovery",))
+        settings = configuration.settings(driver, section.settings, ("discovery", number, "settings"))
         call = Call(cancel=self._cancel)
-        key = f"discovery {section.driver}"
+        key = f"discovery {number} {section.driver}"
         while not self._cancel.is_set():
+            self._places.forget(key)
             try:
                 with driver.open(settings, Bindings()) as offered:
                     discovery = offered[Discovery]
@@ -170,7 +172,7 @@ class Supervisor:
                         if isinstance(event, DiscoveryFault):
                             self._trouble(key, event.error)
                         else:
-                            self._place_changed(event)
+                            self._places.changed(key, event)
             except HallmarkError as error:
                 if self._cancel.is_set():
                     return
@@ -183,26 +185,9 @@ class Supervisor:
             self._problems[key] = text
             self._log.warning("trouble", where=key, code=error.code, reason=str(error), hint=error.hint)
 
-    def _place_changed(self, event: Sighting | Departure) -> None:
-        """Tells the nest that claims the place. One board a nest: a second one under the same glob is only reported."""
-        if isinstance(event, Departure):
-            nest = self._places.pop(event.place, None)
-            self._problems.pop(f"place {event.place}", None)
-            if nest is not None:
-                nest.departed()
-            return
-        claimed = self._configuration.nest_for(event.place)
-        if claimed is None:
-            self._problems[f"place {event.place}"] = f"a device at {event.place} is in no nest"
-            return
-        nest = self._nests[claimed.name]
-        if any(other is nest and place != event.place for place, other in self._places.items()):
-            self._problems[f"place {event.place}"] = (
-                f"a second device for nest {nest.name} is at {event.place}"
-            )
-            return
-        self._places[event.place] = nest
-        nest.sighted(event)
+    def _nest_at(self, place: str) -> Nest | None:
+        section = self._configuration.nest_for(place)
+        return self._nests[section.name] if section else None
 
     def _watch_token(self) -> None:
         """Keeps what status shows of the token and the CA fresh: its state is always visible."""
@@ -231,7 +216,7 @@ class Supervisor:
 
     def status(self) -> StationView:
         free, total, low = self._disk()
-        problems = list(self._problems.values())
+        problems = [*self._problems.values(), *self._places.unclaimed()]
         if self._store.trouble:
             problems.append(self._store.trouble)
         file = self._configuration.file
