@@ -113,8 +113,10 @@ def ek(line: Recorder) -> EndorsementKey:
 def listening(state: Path, path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A swtpm that listens on a unix socket, as somebody starts one by hand, and the TCTI that leads to it."""
     child = subprocess.Popen(
-        ["swtpm", "socket", "--tpm2", "--tpmstate", "dir=.", "--flags", "not-need-init,startup-clear"]
-        + ["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"],
+        [
+            *["swtpm", "socket", "--tpm2", "--tpmstate", "dir=.", "--flags", "not-need-init,startup-clear"],
+            *["--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"],
+        ],
         cwd=state,
         stderr=subprocess.DEVNULL,
     )

@@ -13,6 +13,7 @@ from hal.driver import Bindings
 from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
 from hal.types import Hierarchy, KeyType, SrkTemplate
+from tests.fixtures_tpm import Recorder
 
 Open = Callable[[], AbstractContextManager[Bindings]]
 
@@ -46,7 +47,7 @@ def test_ownership_keeps_its_contract(open_device: Open) -> None:
     ownership.check(open_device)
 
 
-def test_no_auth_value_crosses_the_line_in_clear(line) -> None:
+def test_no_auth_value_crosses_the_line_in_clear(line: Recorder) -> None:
     auths = ownership.check(line.visit)
     assert len(line.sent) > 100
     for auth in auths.values():

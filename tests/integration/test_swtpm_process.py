@@ -28,18 +28,18 @@ def test_the_driver_makes_a_tpm_once_whose_certificate_is_from_the_bench_ca(
     tmp_path: Path, ek_ca: Path
 ) -> None:
     settings = SwtpmSettings(state=str(tmp_path / "a, b" / "tpm"), ek_ca=str(ek_ca))
-    names = []
+    found = []
     for _ in range(2):
         with (
             opened([("link", DRIVER, settings)], {}) as bindings,
             Recorder(bindings.get(TpmTransport)).visit() as tpm,
         ):
-            ek = chosen(tpm.get(EndorsementIdentity))
-            assert ek.certificate
-            names.append(ek.name)
-    assert names[0] == names[1]
+            found.append(chosen(tpm.get(EndorsementIdentity)))
+    assert found[0] == found[1]
+    certificate = found[0].certificate
+    assert certificate
     issuer = x509.load_pem_x509_certificate((ek_ca / "issuercert.pem").read_bytes())
-    x509.load_der_x509_certificate(ek.certificate).verify_directly_issued_by(issuer)
+    x509.load_der_x509_certificate(certificate).verify_directly_issued_by(issuer)
     assert [path.name for path in (tmp_path / "a, b").iterdir()] == ["tpm"], "nothing half-made is left"
     assert DRIVER.bench_only
 
@@ -68,6 +68,7 @@ def test_a_late_answer_is_never_taken_for_the_next_ones(swtpm: SwtpmProcess) -> 
 
 
 def test_two_at_once_on_one_state_are_refused_in_swtpms_words(swtpm: SwtpmProcess, tpm_state: Path) -> None:
+    assert swtpm.transmit(lasting(), RANDOM)
     with SwtpmProcess(tpm_state) as second, pytest.raises(DeviceGone, match="lock"):
         second.transmit(lasting(), RANDOM)
     assert swtpm.transmit(lasting(), RANDOM)

@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 import tty
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
 import pytest
 
+from drivers.swtpm.process import SwtpmProcess
 from drivers.tpm import codec
 from drivers.tpm.context import Tpm
 from drivers.tpm.tcti import TctiTransport, is_bench_only
@@ -29,7 +31,7 @@ from hal.errors import (
 )
 from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership, TpmTransport
 from hal.secret import EMPTY, Secret
-from hal.types import Hierarchy, KeyType, SrkTemplate
+from hal.types import EndorsementKey, Hierarchy, KeyType, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting
 
 CC_HIERARCHY_CHANGE_AUTH = 0x129
@@ -60,7 +62,9 @@ def silent(call: Call, command: bytes) -> bytes:
 # --- silence, deadline, cancel ----------------------------------------------------------------------------------
 
 
-def test_a_silent_line_ends_at_the_deadline_with_its_own_error_and_the_next_call_works(line, ek) -> None:
+def test_a_silent_line_ends_at_the_deadline_with_its_own_error_and_the_next_call_works(
+    line: Recorder, ek: EndorsementKey
+) -> None:
     with line.visit() as tpm:
         ownership = tpm.get(Ownership)
         ownership.state(lasting())
@@ -76,7 +80,9 @@ def test_a_silent_line_ends_at_the_deadline_with_its_own_error_and_the_next_call
 
 
 @pytest.mark.parametrize("after", [0, 4, 7])
-def test_a_cancel_during_silence_returns_at_once_with_the_reason_of_the_cancel(line, ek, after: int) -> None:
+def test_a_cancel_during_silence_returns_at_once_with_the_reason_of_the_cancel(
+    line: Recorder, ek: EndorsementKey, after: int
+) -> None:
     cancel = Cancel()
     with line.visit() as tpm:
         line.before = lambda call, command: silent(call, command) if len(line.sent) > after else None
@@ -93,7 +99,9 @@ def test_a_cancel_during_silence_returns_at_once_with_the_reason_of_the_cancel(l
 @pytest.mark.parametrize(
     "error", [KeyboardInterrupt, SystemExit, GeneratorExit, DeviceGone("x"), ZeroDivisionError]
 )
-def test_whatever_the_transport_raises_comes_out_as_it_is(line, ek, error) -> None:
+def test_whatever_the_transport_raises_comes_out_as_it_is(
+    line: Recorder, ek: EndorsementKey, error: BaseException | type[BaseException]
+) -> None:
     def raising(call: Call, command: bytes) -> bytes | None:
         if len(line.sent) > 6:
             raise error
@@ -122,7 +130,9 @@ def test_whatever_the_transport_raises_comes_out_as_it_is(line, ek, error) -> No
         lambda response: answer(0)[:6] + response[6:10],
     ],
 )
-def test_an_answer_that_does_not_hold_is_a_violation_and_the_next_call_works(line, ek, garble) -> None:
+def test_an_answer_that_does_not_hold_is_a_violation_and_the_next_call_works(
+    line: Recorder, ek: EndorsementKey, garble: Callable[[bytes], bytes]
+) -> None:
     with line.visit() as tpm:
         line.after = lambda command, response: garble(response) if len(line.sent) > 6 else response
         with pytest.raises(ProtocolViolation):
@@ -131,7 +141,9 @@ def test_an_answer_that_does_not_hold_is_a_violation_and_the_next_call_works(lin
         assert tpm.get(Ownership).proves(lasting(), ek, Hierarchy.OWNER, EMPTY)
 
 
-def test_no_flipped_octets_in_any_answer_bring_out_anything_but_our_errors(line, ek) -> None:
+def test_no_flipped_octets_in_any_answer_bring_out_anything_but_our_errors(
+    line: Recorder, ek: EndorsementKey
+) -> None:
     chance = random.Random(20)
     with line.visit() as tpm:
         tpm.get(Ownership).make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
@@ -170,7 +182,9 @@ def test_no_flipped_octets_in_any_answer_bring_out_anything_but_our_errors(line,
 
 
 @pytest.mark.parametrize("code", [0x922, 0x90A])
-def test_a_tpm_that_wants_a_command_again_gets_it_after_a_pause(line, ek, code: int) -> None:
+def test_a_tpm_that_wants_a_command_again_gets_it_after_a_pause(
+    line: Recorder, ek: EndorsementKey, code: int
+) -> None:
     refusals = iter([answer(code)] * 7)
     line.before = lambda call, command: next(refusals, None) if codec_of(command) == 0x176 else None
     begun = time.monotonic()
@@ -185,13 +199,13 @@ def codec_of(command: bytes) -> int:
     return int.from_bytes(command[6:10], "big")
 
 
-def test_a_tpm_that_never_begins_is_left_at_the_deadline(line) -> None:
+def test_a_tpm_that_never_begins_is_left_at_the_deadline(line: Recorder) -> None:
     line.before = lambda call, command: answer(0x922)
     with line.visit() as tpm, pytest.raises(DeadlineExceeded):
         tpm.get(Ownership).state(Call.lasting(0.3))
 
 
-def test_a_tpm_that_was_not_started_is_started(line) -> None:
+def test_a_tpm_that_was_not_started_is_started(line: Recorder) -> None:
     line.before = lambda call, command: (
         answer(codec.RC_INITIALIZE) if codec.CC_STARTUP not in line.codes else None
     )
@@ -203,7 +217,7 @@ def test_a_tpm_that_was_not_started_is_started(line) -> None:
 # --- what is loaded in the TPM ----------------------------------------------------------------------------------
 
 
-def test_objects_and_sessions_that_others_left_are_swept(line, ek) -> None:
+def test_objects_and_sessions_that_others_left_are_swept(line: Recorder, ek: EndorsementKey) -> None:
     create = bytes.fromhex(
         "80020000004300000131400000010000000940000009000000000000040000000000"
         "1a0023000b00030472000000060080004300100003001000000000" + "0000" + "00000000"
@@ -224,7 +238,9 @@ def test_objects_and_sessions_that_others_left_are_swept(line, ek) -> None:
         assert loaded(line) == []
 
 
-def test_nothing_stays_loaded_after_any_operation_even_a_failed_one(line, ek) -> None:
+def test_nothing_stays_loaded_after_any_operation_even_a_failed_one(
+    line: Recorder, ek: EndorsementKey
+) -> None:
     with line.visit() as tpm:
         identity, ownership, place = tpm.get(EndorsementIdentity), tpm.get(Ownership), tpm.get(KeyPlace)
         owner = Secret.random()
@@ -244,7 +260,7 @@ def test_nothing_stays_loaded_after_any_operation_even_a_failed_one(line, ek) ->
         assert loaded(line) == []
 
 
-def test_one_object_asked_for_twice_outlives_the_first_that_lets_go(line) -> None:
+def test_one_object_asked_for_twice_outlives_the_first_that_lets_go(line: Recorder) -> None:
     tpm = Tpm(line)
     with tpm.use(lasting(), "x") as esapi, tpm.persistent(0x81010001) as outer:
         with tpm.persistent(0x81010001) as inner:
@@ -256,7 +272,9 @@ def test_one_object_asked_for_twice_outlives_the_first_that_lets_go(line) -> Non
 # --- the end of a visit -----------------------------------------------------------------------------------------
 
 
-def test_each_visit_ends_with_an_orderly_shutdown_also_after_an_error(line, ek) -> None:
+def test_each_visit_ends_with_an_orderly_shutdown_also_after_an_error(
+    line: Recorder, ek: EndorsementKey
+) -> None:
     with line.visit() as tpm:
         tpm.get(EndorsementIdentity).describe(lasting())
     assert line.codes[-1] == codec.CC_SHUTDOWN
@@ -273,7 +291,7 @@ def test_each_visit_ends_with_an_orderly_shutdown_also_after_an_error(line, ek) 
     assert line.codes[-1] == codec.CC_SHUTDOWN
 
 
-def test_a_visit_without_a_call_sends_nothing(line) -> None:
+def test_a_visit_without_a_call_sends_nothing(line: Recorder) -> None:
     with line.visit():
         pass
     assert line.sent == []
@@ -282,7 +300,7 @@ def test_a_visit_without_a_call_sends_nothing(line) -> None:
 # --- a line that lies -------------------------------------------------------------------------------------------
 
 
-def test_a_salt_never_goes_to_another_key_than_the_verified_one(line, ek) -> None:
+def test_a_salt_never_goes_to_another_key_than_the_verified_one(line: Recorder, ek: EndorsementKey) -> None:
     def other_key(command: bytes, response: bytes) -> bytes:
         """ReadPublic of the EK answered with a key of the liar's, whose Name is right for it."""
         if codec_of(command) != CC_READ_PUBLIC or ek.public not in response:
@@ -298,7 +316,9 @@ def test_a_salt_never_goes_to_another_key_than_the_verified_one(line, ek) -> Non
     assert not line.carried(secret.reveal())
 
 
-def test_a_public_area_that_is_not_what_its_name_says_is_never_used(line, ek) -> None:
+def test_a_public_area_that_is_not_what_its_name_says_is_never_used(
+    line: Recorder, ek: EndorsementKey
+) -> None:
     def other_key(command: bytes, response: bytes) -> bytes:
         mine = ek.public[:-1] + bytes([ek.public[-1] ^ 1])
         return response.replace(ek.public, mine) if codec_of(command) == CC_READ_PUBLIC else response
@@ -414,7 +434,9 @@ class Chip:
         os.close(self._master)
 
 
-def test_a_silent_tpm_of_this_host_is_left_at_the_deadline_and_its_late_answer_dropped(swtpm) -> None:
+def test_a_silent_tpm_of_this_host_is_left_at_the_deadline_and_its_late_answer_dropped(
+    swtpm: SwtpmProcess,
+) -> None:
     persistent = codec.get_capability(codec.CAP_HANDLES, codec.PERSISTENT_OBJECTS, 8)
     with Chip(swtpm) as chip:
         transport = TctiTransport(f"device:{chip.path}")

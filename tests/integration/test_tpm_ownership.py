@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from drivers.swtpm.process import SwtpmProcess, manufacture
 from drivers.tpm import nv, templates
 from drivers.tpm.context import Tpm
 from drivers.tpm.store import ISSUER_INDEXES, LEAF_INDEX
-from drivers.tpm.tss import ESYS_TR, TPM2B_PUBLIC, TPMT_PUBLIC
+from drivers.tpm.tss import ESAPI, ESYS_TR, TPM2B_PUBLIC, TPMT_PUBLIC
 from hal.errors import (
     AlreadyOwned,
     CredentialError,
@@ -25,7 +25,7 @@ from hal.errors import (
 )
 from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
-from hal.types import EkOrigin, Hierarchy, KeyType, LockoutPolicy, SrkTemplate
+from hal.types import EkOrigin, EndorsementKey, Hierarchy, KeyType, LockoutPolicy, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting, listening
 
 CC_CLEAR_CONTROL = 0x127
@@ -36,7 +36,7 @@ CC_ACTIVATE_CREDENTIAL = 0x147
 
 
 @contextlib.contextmanager
-def raw(line: Recorder):
+def raw(line: Recorder) -> Iterator[tuple[Tpm, ESAPI]]:
     """ESAPI on that TPM, for what a driver would never do."""
     tpm = Tpm(line)
     with tpm.use(lasting(), "test") as esapi:
@@ -54,7 +54,7 @@ def codes(line: Recorder, action: Callable[[], object]) -> list[int]:
 # --- lockout ----------------------------------------------------------------------------------------------------
 
 
-def test_a_lockout_auth_that_may_be_wrong_is_never_tried(line, ek) -> None:
+def test_a_lockout_auth_that_may_be_wrong_is_never_tried(line: Recorder, ek: EndorsementKey) -> None:
     lockout = Secret.random()
     with line.visit() as tpm:
         own = tpm.get(Ownership)
@@ -72,7 +72,7 @@ def test_a_lockout_auth_that_may_be_wrong_is_never_tried(line, ek) -> None:
         own.set_lockout_policy(lasting(), ek, LockoutPolicy(), lockout)
 
 
-def test_after_one_wrong_lockout_auth_none_is_tried_again(line, ek) -> None:
+def test_after_one_wrong_lockout_auth_none_is_tried_again(line: Recorder, ek: EndorsementKey) -> None:
     with line.visit() as tpm:
         own = tpm.get(Ownership)
         own.set_auth(lasting(), ek, Hierarchy.LOCKOUT, Secret.random(), EMPTY)
@@ -85,7 +85,7 @@ def test_after_one_wrong_lockout_auth_none_is_tried_again(line, ek) -> None:
 
 
 def test_a_power_cut_right_after_lockout_auth_was_used_counts_no_try(
-    swtpm: SwtpmProcess, line: Recorder, ek
+    swtpm: SwtpmProcess, line: Recorder, ek: EndorsementKey
 ) -> None:
     lockout = Secret.random()
     with line.visit() as tpm:
@@ -102,7 +102,7 @@ def test_a_power_cut_right_after_lockout_auth_was_used_counts_no_try(
     assert all(line.codes[at + 1] == CC_SHUTDOWN for at in used), "nothing comes between use and shutdown"
 
 
-def test_disable_clear_is_never_set(line, ek) -> None:
+def test_disable_clear_is_never_set(line: Recorder, ek: EndorsementKey) -> None:
     from hal.conformance import ownership
 
     ownership.check(line.visit)
@@ -115,7 +115,7 @@ def test_disable_clear_is_never_set(line, ek) -> None:
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"\0\0\0\0", b"\x01"])
-def test_auth_values_that_end_in_zeros_work(line, ek, tail: bytes) -> None:
+def test_auth_values_that_end_in_zeros_work(line: Recorder, ek: EndorsementKey, tail: bytes) -> None:
     first, second = Secret(b"\x11" * (32 - len(tail)) + tail), Secret(b"\x22" * (32 - len(tail)) + tail)
     with line.visit() as tpm:
         own = tpm.get(Ownership)
@@ -126,7 +126,7 @@ def test_auth_values_that_end_in_zeros_work(line, ek, tail: bytes) -> None:
 
 @pytest.mark.parametrize("hierarchy", list(Hierarchy))
 def test_a_lost_answer_to_an_auth_change_is_found_out_by_the_next_visit(
-    line, ek, hierarchy: Hierarchy
+    line: Recorder, ek: EndorsementKey, hierarchy: Hierarchy
 ) -> None:
     new = Secret.random()
 
@@ -148,7 +148,7 @@ def test_a_lost_answer_to_an_auth_change_is_found_out_by_the_next_visit(
             assert own.proves(lasting(), ek, hierarchy, new)
 
 
-def test_an_owner_auth_is_not_sent_before_an_ek_was_vouched_for(line, ek) -> None:
+def test_an_owner_auth_is_not_sent_before_an_ek_was_vouched_for(line: Recorder, ek: EndorsementKey) -> None:
     owner = Secret.random()
     with line.visit() as tpm:
         tpm.get(Ownership).make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
@@ -163,7 +163,7 @@ def test_an_owner_auth_is_not_sent_before_an_ek_was_vouched_for(line, ek) -> Non
     assert not line.carried(owner.reveal())
 
 
-def test_an_srk_with_an_auth_value_of_its_own_is_somebody_elses(line, ek) -> None:
+def test_an_srk_with_an_auth_value_of_its_own_is_somebody_elses(line: Recorder, ek: EndorsementKey) -> None:
     from tpm2_pytss.types import TPM2B_SENSITIVE_CREATE, TPMS_SENSITIVE_CREATE
 
     with raw(line) as (tpm, esapi):
@@ -178,7 +178,9 @@ def test_an_srk_with_an_auth_value_of_its_own_is_somebody_elses(line, ek) -> Non
 # --- endorsement ------------------------------------------------------------------------------------------------
 
 
-def test_after_a_clear_the_ek_is_derived_again_and_is_the_one_of_its_certificate(line, ek) -> None:
+def test_after_a_clear_the_ek_is_derived_again_and_is_the_one_of_its_certificate(
+    line: Recorder, ek: EndorsementKey
+) -> None:
     with raw(line) as (_, esapi):
         esapi.clear(ESYS_TR.PLATFORM)
     with line.visit() as tpm:
@@ -203,7 +205,7 @@ def test_after_a_clear_the_ek_is_derived_again_and_is_the_one_of_its_certificate
 
 
 def test_wrapped_padded_foreign_and_chained_certificates_are_told_apart(
-    line, ek, tmp_path: Path, ek_ca: Path
+    line: Recorder, ek: EndorsementKey, tmp_path: Path, ek_ca: Path
 ) -> None:
     other_state = tmp_path / "other"
     manufacture(other_state, ek_ca)
@@ -234,7 +236,9 @@ def test_wrapped_padded_foreign_and_chained_certificates_are_told_apart(
     assert report.chain == (foreign.certificate, ek.certificate)
 
 
-def test_another_tpm_can_not_stand_in_for_the_one_on_record(line, ek, tmp_path: Path, ek_ca: Path) -> None:
+def test_another_tpm_can_not_stand_in_for_the_one_on_record(
+    line: Recorder, ek: EndorsementKey, tmp_path: Path, ek_ca: Path
+) -> None:
     manufacture(tmp_path / "other", ek_ca)
     secret = Secret.random()
     with SwtpmProcess(tmp_path / "other") as process:
@@ -251,7 +255,7 @@ def test_another_tpm_can_not_stand_in_for_the_one_on_record(line, ek, tmp_path: 
         assert not other.carried(secret.reveal())
 
 
-def test_a_wrong_secret_from_the_tpm_proves_nothing(line, ek) -> None:
+def test_a_wrong_secret_from_the_tpm_proves_nothing(line: Recorder, ek: EndorsementKey) -> None:
     def flip(command: bytes, response: bytes) -> bytes:
         if int.from_bytes(command[6:10], "big") != CC_ACTIVATE_CREDENTIAL:
             return response
@@ -262,10 +266,10 @@ def test_a_wrong_secret_from_the_tpm_proves_nothing(line, ek) -> None:
         tpm.get(EndorsementIdentity).prove_attestation_key(lasting(), ek)
 
 
-def test_a_key_that_could_have_come_from_outside_is_not_resident(line, ek) -> None:
+def test_a_key_that_could_have_come_from_outside_is_not_resident(line: Recorder, ek: EndorsementKey) -> None:
     with line.visit() as tpm:
         tpm.get(Ownership).make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
-    with raw(line) as (tpm, esapi), tpm.persistent(templates.SRK_HANDLE) as srk:
+    with raw(line) as (theirs, esapi), theirs.persistent(templates.SRK_HANDLE) as srk:
         area = TPM2B_PUBLIC(
             publicArea=TPMT_PUBLIC.parse(
                 "ecc_nist_p256:null:null", objectAttributes="sensitivedataorigin|userwithauth|noda|sign"
@@ -273,7 +277,7 @@ def test_a_key_that_could_have_come_from_outside_is_not_resident(line, ek) -> No
         )
         private, made, _, _, _ = esapi.create(srk, None, area)
         item = esapi.load(srk, private, made)
-        with tpm.flushing(item):
+        with theirs.flushing(item):
             esapi.evict_control(ESYS_TR.OWNER, item, templates.DEVICE_KEY_HANDLE)
     with line.visit() as tpm:
         key = tpm.get(KeyPlace).key(lasting())
@@ -283,7 +287,7 @@ def test_a_key_that_could_have_come_from_outside_is_not_resident(line, ek) -> No
             tpm.get(EndorsementIdentity).prove_resident(lasting(), ek, key)
 
 
-def test_what_is_too_long_for_a_name_or_for_the_tpm_is_refused(line, ek) -> None:
+def test_what_is_too_long_for_a_name_or_for_the_tpm_is_refused(line: Recorder, ek: EndorsementKey) -> None:
     with line.visit() as tpm:
         tpm.get(Ownership).make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
         tpm.get(KeyPlace).make_key(lasting(), KeyType.P256, EMPTY)
@@ -299,8 +303,9 @@ def test_what_is_too_long_for_a_name_or_for_the_tpm_is_refused(line, ek) -> None
 
 
 def test_tpm2_tools_see_what_the_driver_says(
-    line, swtpm: SwtpmProcess, ek, tpm_state: Path, tmp_path: Path
+    line: Recorder, swtpm: SwtpmProcess, ek: EndorsementKey, tpm_state: Path, tmp_path: Path
 ) -> None:
+    assert ek.certificate
     owner = Secret(b"tools-can-type-this")
     with line.visit() as tpm:
         identity, own = tpm.get(EndorsementIdentity), tpm.get(Ownership)

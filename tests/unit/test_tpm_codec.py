@@ -1,4 +1,4 @@
-"""What TPMs and makers write is read strictly: response headers, capabilities, certificates in NV, the room's promises."""
+"""What TPMs and their makers write is read strictly: response headers, capabilities, certificates in NV, codes."""
 
 from __future__ import annotations
 
