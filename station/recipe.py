@@ -91,7 +91,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     _check_needs(source, steps, dict(drivers), problems)
     _check_facts(source, steps, problems)
     problems.raise_first()
-    plans = _plan(source, file, drivers, problems)
+    plans = _plan(source, file, drivers, problems, bench=configuration.bench)
     problems.raise_first()
     return Recipe(
         name=name,
@@ -223,12 +223,21 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
 
 
 def _plan(
-    source: TomlSource, file: RecipeFile, drivers: list[tuple[str, Driver]], problems: Problems
+    source: TomlSource,
+    file: RecipeFile,
+    drivers: list[tuple[str, Driver]],
+    problems: Problems,
+    *,
+    bench: bool,
 ) -> list[DriverPlan]:
     plans = []
     for role, driver in drivers:
         settings = convert(source, driver.settings, problems, ("settings", role), file.settings.get(role, {}))
-        if settings is not None:
+        if settings is not None and getattr(settings, "bench_only", False) and not bench:
+            problems.add(
+                source, ("settings", role), f"this setting of driver {driver.name!r} is for bench mode only"
+            )
+        elif settings is not None:
             plans.append(DriverPlan(role, driver.name, as_toml_values(settings)))
     return plans
 

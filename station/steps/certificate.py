@@ -15,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from msgspec import Meta, Struct
 
 from hal.errors import (
+    AlreadyOwned,
     CredentialError,
     KeyConflict,
     PossessionUnproven,
@@ -104,7 +105,12 @@ def _owner(trip: Trip) -> Secret:
     """Owner auth, which making a key persistent in a TPM needs; EMPTY for places that are no TPM."""
     if not trip.board.has(Ownership, trip.options.place):
         return EMPTY
-    return auth(trip, Hierarchy.OWNER, trip.need(Ownership).state(trip.call))
+    ownership = trip.need(Ownership)
+    owner = auth(trip, Hierarchy.OWNER, ownership.state(trip.call))
+    # Proven before it is used: and it tells the driver to which EK its sessions are salted.
+    if owner != EMPTY and not ownership.proves(trip.call, current_ek(trip), Hierarchy.OWNER, owner):
+        raise AlreadyOwned("owner auth is set, and not to the value on record")
+    return owner
 
 
 class Residency(Look):

@@ -29,7 +29,7 @@ class Board:
         self._command = [
             *(sys.executable, "-m", "drivers.emulated.board", "--state", str(self.state)),
             *("--port", str(nest.port), "--ek-ca", str(line.ek_ca)),
-            *("--board", nest.sku, "--serial", serial, *options),
+            *("--board", nest.sku, "--serial", serial, "--until-eof", *options),
         ]
         self._log = line.logs / f"board-{serial}.log"
         self._equipment: Equipment | None = None

@@ -85,8 +85,9 @@ class Equipment:
     def __init__(self, name: str, command: Sequence[str], log: Path, seconds: float = 60.0) -> None:
         self.name = name
         self._errors: IO[bytes] = log.open("ab")
+        # The pipe is our life line: equipment that was started with --until-eof ends when we are killed.
         self.process = subprocess.Popen(
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
         self.ready: dict[str, Any] = self._first_line(seconds, log)
 
@@ -122,8 +123,9 @@ class Equipment:
             self.process.wait()
             raise StationError(f"{self.name} did not end") from None
         finally:
-            if self.process.stdout:
-                self.process.stdout.close()
+            for pipe in (self.process.stdin, self.process.stdout):
+                if pipe:
+                    pipe.close()
             self._errors.close()
 
 
