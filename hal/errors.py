@@ -17,6 +17,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── FlashRejected        the bootloader refused the image
     │   └── VerifyMismatch       the device's digest differs from the image's
     ├── TpmError                 the TPM answered with an unexpected code (`rc`)
+    │   ├── TpmReset             retryable: it lost power or was reset under an operation
     │   ├── AlreadyOwned         somebody else's auth value is set
     │   ├── LockedOut            dictionary-attack lockout is active
     │   ├── EkUntrusted          no certificate, or a chain that ends elsewhere
@@ -166,6 +167,13 @@ class TpmError(HallmarkError):
         super().__init__(message, hint=hint)
         self.rc = rc
         """TPM_RC or TSS2_RC, where there is one."""
+
+
+class TpmReset(TpmError):
+    retryable = True
+    default_hint = (
+        "Check the board's power supply and plug the board in again; if it repeats, set the board aside."
+    )
 
 
 class AlreadyOwned(TpmError):

@@ -25,6 +25,7 @@ CC_STARTUP: Final = 0x0144
 CC_SHUTDOWN: Final = 0x0145
 CC_FLUSH_CONTEXT: Final = 0x0165
 CC_GET_CAPABILITY: Final = 0x017A
+CC_READ_CLOCK: Final = 0x0181
 
 RC_SUCCESS: Final = 0x000
 RC_INITIALIZE: Final = 0x100
@@ -85,6 +86,10 @@ def get_capability(capability: int, first: int, count: int) -> bytes:
     return command(CC_GET_CAPABILITY, (capability, 4), (first, 4), (count, 4))
 
 
+def read_clock() -> bytes:
+    return command(CC_READ_CLOCK)
+
+
 def response_code(response: bytes) -> int:
     """The TPM_RC of a whole response. ProtocolViolation when its header doesn't hold."""
     tag, size = int.from_bytes(response[:2], "big"), int.from_bytes(response[2:6], "big")
@@ -106,6 +111,17 @@ def properties(response: bytes) -> tuple[bool, dict[int, int]]:
     """TPM2_GetCapability's answer for CAP_TPM_PROPERTIES: whether there are more, and value by property."""
     more, items = _capability(response, CAP_TPM_PROPERTIES, 8)
     return more, {int.from_bytes(item[:4], "big"): int.from_bytes(item[4:], "big") for item in items}
+
+
+def boot(response: bytes) -> bytes:
+    """What tells one boot from the next in TPM2_ReadClock's answer: resetCount and restartCount, as they stand.
+
+    TPMS_TIME_INFO: time (8), clock (8), resetCount (4), restartCount (4), safe (1): Part 2, 10.11.6.
+    """
+    body = response[HEADER_LENGTH:]
+    if len(body) != 25:
+        raise ProtocolViolation(f"a TPM clock of {len(body)} octets")
+    return body[16:24]
 
 
 def _capability(response: bytes, wanted: int, length: int) -> tuple[bool, list[bytes]]:

@@ -16,7 +16,7 @@ from drivers.tpm.failures import RC_HANDLE, base, from_tpm, mapped
 from drivers.tpm.tss import ESAPI, ESYS_TR, TSS2_Exception
 from drivers.tpm.tunnel import TunnelTcti
 from hal.call import Call
-from hal.errors import DeviceError, DeviceGone, ProtocolViolation, TpmError
+from hal.errors import DeviceError, DeviceGone, ProtocolViolation, TpmError, TpmReset
 from hal.interfaces import TpmTransport
 from hal.secret import Secret
 from hal.types import EndorsementKey, Hierarchy
@@ -44,6 +44,8 @@ class Tpm:
         self._esapi: ESAPI | None = None
         self._open: Counter[int] = Counter()
         self._used = self._gone = self._confused = False
+        self._boot: bytes | None = None
+        """The TPM's resetCount and restartCount when ESAPI was made; None where it doesn't tell."""
         self.vouched: tuple[EndorsementKey, Secret] | None = None
         """The EK that ownership was used with in this visit, and the owner auth that held: see `sessions`."""
 
@@ -58,17 +60,40 @@ class Tpm:
             yield self.connected()
         except TSS2_Exception as error:
             failure = self._tcti.failure
-            if failure is not None or not from_tpm(error.rc) or base(error.rc) in STALE:
-                self._drop()
             if failure is not None:
-                self._gone = isinstance(failure, DeviceGone)
+                self._lose(failure)
                 # ESAPI shows a bare code for it; the original says what happened and whether a retry makes sense.
                 raise failure from None
+            self.check_boot(doing)
+            if not from_tpm(error.rc) or base(error.rc) in STALE:
+                self._drop()
             raise mapped(error.rc, doing) from error
-        except DeviceError as error:
-            self._gone = isinstance(error, DeviceGone)
-            self._drop()
+        except TpmReset:
             raise
+        except TpmError:
+            self.check_boot(doing)
+            raise
+        except DeviceError as error:
+            self._lose(error)
+            raise
+
+    def check_boot(self, doing: str) -> None:
+        """TpmReset when the TPM was reset since ESAPI was made, which is before anything that is loaded was loaded.
+
+        Asked before a refusal is believed. A board that restarts behind a port that stays, and a link that sends again
+        what wasn't answered: then the TPM refuses what it has forgotten, or takes a new object for the old one that had
+        its handle, with any code at all.
+        """
+        if self._esapi is None:
+            return
+        try:
+            boot = self._read_boot()
+        except DeviceError as error:
+            self._lose(error)
+            raise
+        if boot != self._boot:
+            self._drop()
+            raise TpmReset(f"{doing}: the TPM was reset meanwhile and has forgotten what was loaded")
 
     def close(self) -> None:
         """TPM2_Shutdown(CLEAR) if the TPM is still there, so that no power cut counts as a wrong try. Idempotent."""
@@ -94,9 +119,19 @@ class Tpm:
     def connected(self) -> ESAPI:
         if self._esapi is None:
             self._sweep()
+            self._boot = self._read_boot()
             self._esapi = ESAPI(self._tcti)
             self._used, self._gone, self._confused = True, False, False
         return self._esapi
+
+    def _lose(self, failure: BaseException) -> None:
+        self._gone = isinstance(failure, DeviceGone)
+        self._drop()
+
+    def _read_boot(self) -> bytes | None:
+        """None from a TPM that doesn't tell: it waits for its startup, or is in failure mode."""
+        response = self._tcti.exchange(codec.read_clock())
+        return codec.boot(response) if codec.response_code(response) == codec.RC_SUCCESS else None
 
     def _drop(self) -> None:
         """After a failure ESAPI only says "wrong order"; what it leaves in the TPM is swept by the next connection."""

@@ -23,6 +23,7 @@ RC_AUTH_FAIL: Final = 0x08E
 """Wrong auth of something that dictionary-attack protection counts."""
 RC_BAD_AUTH: Final = 0x0A2
 """Wrong auth of something that it doesn't count: owner, endorsement, the SRK."""
+WRONG_AUTH: Final = frozenset({RC_AUTH_FAIL, RC_BAD_AUTH})
 RC_HANDLE: Final = 0x08B
 RC_INTEGRITY: Final = 0x09F
 RC_VALUE: Final = 0x084
@@ -64,7 +65,7 @@ def mapped(rc: int, doing: str) -> HallmarkError:
         code = base(rc)
         if code == RC_LOCKOUT:
             return LockedOut(text, rc=rc)
-        if code in (RC_AUTH_FAIL, RC_BAD_AUTH):
+        if code in WRONG_AUTH:
             return AlreadyOwned(f"{text}: the auth value in the TPM is another one", rc=rc)
         return TpmError(text, rc=rc)
     if rc == _ESYS_RSP_AUTH_FAILED:

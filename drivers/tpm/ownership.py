@@ -13,7 +13,7 @@ from typing import Final
 from drivers.tpm import public, sessions, templates
 from drivers.tpm.codec import Property
 from drivers.tpm.context import Tpm
-from drivers.tpm.failures import RC_AUTH_FAIL, RC_BAD_AUTH, base, from_tpm
+from drivers.tpm.failures import RC_LOCKOUT, WRONG_AUTH, base, from_tpm
 from drivers.tpm.tss import ESYS_TR, TPM2_SE, TSS2_Exception
 from hal.call import Call
 from hal.errors import AlreadyOwned, LockedOut, TpmError
@@ -155,7 +155,8 @@ class Owning:
         try:
             yield
         except TSS2_Exception as error:
-            self._lockout_failed = from_tpm(error.rc)
+            # Not for TPM_RC_REFERENCE_S0 and the like: a command that was refused for its session tried no auth.
+            self._lockout_failed = from_tpm(error.rc) and base(error.rc) in {*WRONG_AUTH, RC_LOCKOUT}
             raise
         finally:
             self._tpm.settle()
@@ -170,7 +171,8 @@ class Owning:
             try:
                 self._tpm.connected().policy_secret(item, trial, expiration=0, session1=session)
             except TSS2_Exception as error:
-                if from_tpm(error.rc) and base(error.rc) in (RC_BAD_AUTH, RC_AUTH_FAIL):
+                if from_tpm(error.rc) and base(error.rc) in WRONG_AUTH:
+                    self._tpm.check_boot("trying an auth value")
                     return False
                 raise
         return True
