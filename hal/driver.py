@@ -56,7 +56,7 @@ class Driver:
     offers: frozenset[type]
     needs: frozenset[type] = field(default_factory=frozenset)
     bench_only: bool = False
-    """Refused outside bench mode. A settings class may say the same of some of its values by a property of this name."""
+    """Refused outside bench mode. A settings class may say the same of its values by a property of this name."""
 
 
 @contextmanager
