@@ -16,7 +16,6 @@ import apsw
 from hal.errors import by_code, quote
 from station.messages import Item, Outcome
 from station.store import audit
-from station.wire import FRAME_LIMIT
 
 ENROLLMENT: Final = "enrollment"
 ARCHIVE: Final = "archive"
@@ -24,7 +23,7 @@ ARCHIVE_SINK: Final = "archive"
 """The sink name under which archive records are leased."""
 BATCH_LIMIT: Final = 100
 """Items of one lease."""
-BATCH_OCTETS: Final = FRAME_LIMIT // 2
+BATCH_OCTETS: Final = 1 << 19
 """Octets of content in one lease: a frame has to hold it."""
 
 

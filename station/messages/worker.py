@@ -1,33 +1,11 @@
-"""Every message that Hallmark's processes exchange, by pair of processes. Data only.
-
-Each request has exactly one reply: the one named in its docstring, or a `Problem`.
-"""
+"""Between the station and a worker, over a socket pair: the worker asks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from msgspec import Struct
 
-import msgspec
-from msgspec import Meta, Struct
-
+from station.messages.basics import Blob, Facts, Issued, Name, Ok, Text
 from station.wire import Problem
-
-Name = Annotated[str, Meta(min_length=1, max_length=128)]
-Text = Annotated[str, Meta(max_length=2000)]
-Blob = Annotated[bytes, Meta(max_length=64 * 1024)]
-if TYPE_CHECKING:
-    Fact = str | int | bool | bytes | list[str] | list[bytes] | None
-else:
-    # msgspec can't decode into a union of str and bytes, nor of two lists: the store checks facts as they come in.
-    Fact = Any
-Facts = dict[Name, Fact]
-
-
-class Ok(Struct, frozen=True, tag="ok"):
-    """Done, and durable where the request says so."""
-
-
-# --- station and worker (a socket pair; the worker asks) -------------------------------------------------------
 
 
 class DriverPlan(Struct, frozen=True):
@@ -211,12 +189,6 @@ class Issue(Struct, frozen=True, tag="issue"):
     """The residency transcript, by field of `hal.types.ResidencyProof`; empty where the place has none."""
 
 
-class Issued(Struct, frozen=True, tag="issued"):
-    """DER, leaf first, up to but without the root."""
-
-    chain: list[Blob]
-
-
 class Finish(Struct, frozen=True, tag="finish"):
     """The last step. One transaction: step done, counted, enrollment and archive record queued, resume copy gone.
 
@@ -254,135 +226,3 @@ WorkerSays = (
     | Failed
 )
 StationSays = Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Issued | Problem
-
-
-# --- station (or a command) and signer -------------------------------------------------------------------------
-
-
-class SignerStatus(Struct, frozen=True, tag="signer-status"):
-    """Reply `SignerState`."""
-
-
-class SignerState(Struct, frozen=True, tag="signer-state"):
-    """The token and the CA as the signer sees them now. `condition` is a `hal.types.TokenCondition`."""
-
-    condition: str
-    label: str
-    problem: str
-    hint: str
-    subject: str
-    not_after: str
-    issued: int
-    pending: int
-    """Intents in the ledger without a signature yet."""
-    chain: list[Blob]
-    """Issuing CA first, DER; empty when no CA certificate is installed."""
-
-
-class CheckToken(Struct, frozen=True, tag="check-token"):
-    """A canary signature now; reply `SignerState` or the token's Problem. Asked before each unit."""
-
-
-class SignRequest(Struct, frozen=True, tag="sign-request"):
-    """A certificate for one unit's key. Reply `Issued`. Asking again for the same unit and key gives the same bytes."""
-
-    unit: Name
-    registration_id: Name
-    profile: Name
-    csr: Blob
-
-
-class WrapSecret(Struct, frozen=True, tag="wrap-secret"):
-    """Reply `Wrapped`."""
-
-    context: Blob
-    plain: Blob
-
-    def __repr__(self) -> str:
-        return "WrapSecret(…)"
-
-
-class UnwrapSecret(Struct, frozen=True, tag="unwrap-secret"):
-    """Reply `Unwrapped`."""
-
-    context: Blob
-    wrapped: Blob
-
-
-class Wrapped(Struct, frozen=True, tag="wrapped"):
-    wrapped: Blob
-
-
-class Unwrapped(Struct, frozen=True, tag="unwrapped"):
-    plain: Blob
-
-    def __repr__(self) -> str:
-        return "Unwrapped(…)"
-
-
-ToSigner = SignerStatus | CheckToken | SignRequest | WrapSecret | UnwrapSecret
-FromSigner = SignerState | Issued | Wrapped | Unwrapped | Problem
-
-
-# --- uploader and station (the outbox socket; the uploader asks) -----------------------------------------------
-
-
-class Lease(Struct, frozen=True, tag="lease"):
-    """At most `most` enrollments that are due, leased to this connection; they come back when it closes.
-
-    Waits up to `wait` seconds for one. Reply `Batch`, maybe empty.
-    """
-
-    sink: Name
-    most: int
-    wait: float
-
-
-class Item(Struct, frozen=True):
-    """`seq` names the row; `enrollment` is the JSON of `hal.types.Enrollment`; `tries` so far."""
-
-    seq: int
-    registration_id: Name
-    enrollment: Blob
-    tries: int
-
-
-class Batch(Struct, frozen=True, tag="batch"):
-    items: list[Item]
-
-
-class Outcome(Struct, frozen=True):
-    """What became of one item: a receipt (`problem` None), or its error."""
-
-    seq: int
-    etag: str | None = None
-    existed: bool = False
-    problem: Problem | None = None
-    sent: Blob = b""
-    """The item as the service received it (JSON)."""
-
-
-class Report(Struct, frozen=True, tag="report"):
-    """Outcomes of leased items, durable before `Ok`. Retryable problems make the item due again, others park it."""
-
-    outcomes: list[Outcome]
-
-
-class SinkHealth(Struct, frozen=True, tag="sink-health"):
-    """How the service is seen from here, for status. Reply `Ok`."""
-
-    sink: Name
-    reachable: bool
-    detail: Text
-    clock_skew: float | None = None
-    next_try: float | None = None
-    """Seconds until the next try, where one is scheduled."""
-
-
-UploaderSays = Lease | Report | SinkHealth
-OutboxSays = Batch | Ok | Problem
-
-
-def encode_json(value: object) -> bytes:
-    """Canonical enough to compare: sorted keys, no spaces; octets as base64."""
-    return msgspec.json.encode(value, order="sorted")
