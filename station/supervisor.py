@@ -21,14 +21,15 @@ import structlog
 
 from hal.call import Call, Cancel
 from hal.driver import Bindings
-from hal.errors import ConfigError, HallmarkError
+from hal.errors import ConfigError, HallmarkError, RecipeError
 from hal.interfaces import Discovery
 from hal.registry import shadowing
 from hal.types import DiscoveryFault
 from station import messages
-from station.config import Configuration, DiscoverySection
+from station.config import Configuration, DiscoverySection, NestSection
 from station.images import ImageStore
 from station.nest.nest import Nest, VisitTerms
+from station.nest.out_of_service import OutOfService
 from station.nest.service import Services
 from station.notify import Watchdog
 from station.outbox import OutboxServer
@@ -100,16 +101,8 @@ class Supervisor:
             issuers=self._issuers,
             boot_id=BOOT_ID.read_text().strip(),
         )
-        self._nests = {
-            nest.name: Nest(
-                nest.name,
-                nest.place,
-                load_recipe(configuration, nest.recipe),
-                self._services,
-                terms,
-                watchdog,
-            )
-            for nest in file.nest
+        self._nests: dict[str, Nest | OutOfService] = {
+            nest.name: self._nest(nest, terms) for nest in file.nest
         }
         for text in shadowing():
             self._problems[text] = text
@@ -185,7 +178,16 @@ class Supervisor:
             self._problems[key] = text
             self._log.warning("trouble", where=key, code=error.code, reason=str(error), hint=error.hint)
 
-    def _nest_at(self, place: str) -> Nest | None:
+    def _nest(self, section: NestSection, terms: VisitTerms) -> Nest | OutOfService:
+        """One broken recipe takes one nest out of service."""
+        try:
+            recipe = load_recipe(self._configuration, section.recipe)
+        except RecipeError as error:
+            self._log.error("nest out of service", nest=section.name, code=error.code, reason=str(error))
+            return OutOfService(section.name, section.place, error)
+        return Nest(section.name, section.place, recipe, self._services, terms, self._watchdog)
+
+    def _nest_at(self, place: str) -> Nest | OutOfService | None:
         section = self._configuration.nest_for(place)
         return self._nests[section.name] if section else None
 

@@ -35,6 +35,8 @@ class NestState(enum.StrEnum):
     DONE = "done"
     """`outcome` is there and stays until the next board."""
     PAUSED = "paused"
+    OUT_OF_SERVICE = "out-of-service"
+    """Its recipe is broken: `problem`, `message` and `hint` say how."""
     STARTING = "starting"
     """Its worker is being started, again maybe; a board plugged in now waits for it."""
 

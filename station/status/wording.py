@@ -18,6 +18,7 @@ STATES: Final = {
     NestState.AWAY: "board resets, it comes back by itself",
     NestState.DONE: "done",
     NestState.PAUSED: "paused",
+    NestState.OUT_OF_SERVICE: "out of service",
     NestState.STARTING: "starting",
 }
 MINUTE: Final = 60
@@ -104,6 +105,11 @@ def attention(snapshot: Snapshot) -> list[str]:
     if token.condition != "ready":
         said = shown(token.problem) or f"the CA token is {shown(token.condition, 40)}"
         found.append(f"CA token: {said}. {shown(token.hint)}".strip())
+    found += [
+        f"Nest {shown(nest.name, 20)} is out of service: {shown(nest.message)}. {shown(nest.hint)}"
+        for nest in snapshot.nests
+        if nest.state is NestState.OUT_OF_SERVICE
+    ]
     if station.disk.low:
         found.append(
             f"Disk: only {octets(station.disk.free)} free. Free some space before boards have to wait."
