@@ -110,11 +110,11 @@ class Action:
     """One change to the device (or one look at it), with its own journal row."""
 
     name: ClassVar[str]
-    seconds: ClassVar[float] = DEFAULT_SECONDS
+    seconds: float = DEFAULT_SECONDS
     """How long each of probe, apply and verify may take."""
     repeatable: ClassVar[bool] = False
     """May run before the visit has joined a unit: doing it again harms nothing."""
-    absence: ClassVar[float | None] = None
+    absence: float | None = None
     """Seconds that the board may be away while this is applied."""
 
     def probe(self, trip: Trip) -> Facts | None:

@@ -32,7 +32,9 @@ from station.recipe import PlannedStep
 
 T = TypeVar("T")
 DEVICE_TRIES: Final = 4
-"""Tries of one action against a device that answers wrongly or late."""
+"""Tries of one action against a device that answers wrongly, or whose port is held."""
+SILENT_TRIES: Final = 2
+"""Tries against a device that does not answer at all: its driver has waited long enough each time."""
 STATION_PATIENCE: Final = 120.0
 """Seconds to wait for a part of the station that restarts, or for a CA token that was pulled."""
 FIRST_PAUSE: Final = 0.1
@@ -124,9 +126,12 @@ class Runner:
                 self.place.return_to(self.trip)
                 self._same_board()
                 return self._timed(action, "verify", action.verify)
-            except (DeviceGone, DeviceBusy, DeadlineExceeded):
+            except (DeviceGone, DeviceBusy, DeadlineExceeded) as error:
                 # It answered once more before it went, or its node is not quite there: look again until the time is up.
-                until.pause(LOOK_AGAIN)
+                try:
+                    until.pause(LOOK_AGAIN)
+                except DeadlineExceeded:
+                    raise error from None
 
     def _same_board(self) -> None:
         """What came back claims to be what went, where it was known before."""
@@ -171,4 +176,5 @@ def _stop(state: tenacity.RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
     if isinstance(error, PeerUnavailable | TokenAbsent):
         return (state.seconds_since_start or 0.0) >= STATION_PATIENCE
-    return state.attempt_number >= DEVICE_TRIES
+    tries = SILENT_TRIES if isinstance(error, DeadlineExceeded) else DEVICE_TRIES
+    return state.attempt_number >= tries

@@ -55,9 +55,11 @@ class Boot(Action):
     """The device runs it. Boards with native USB vanish for that."""
 
     name = "boot"
-    seconds = 60.0
     repeatable = True
-    absence = 60.0
+
+    def __init__(self, within: float) -> None:
+        """`within`: seconds that it may take until the board runs the image, and that it may be away for that."""
+        self.seconds = self.absence = within
 
     def probe(self, trip: Trip) -> Facts | None:
         found = _find(trip, trip.octets("firmware_digest"))
@@ -85,7 +87,7 @@ STEP = Step(
     use="flash",
     summary="write the image, boot it, keep it",
     options=Options,
-    actions=lambda _options: (Write(), Boot(), Confirm()),
+    actions=lambda options: (Write(), Boot(options.within), Confirm()),
     needs=lambda _options: ((FirmwareTarget, None),),
     gives=lambda _options: frozenset({"firmware", "firmware_version", "firmware_digest"}),
 )
