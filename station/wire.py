@@ -21,7 +21,9 @@ import msgspec
 from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation, by_code
 
 FRAME_LIMIT: Final = 4 << 20
-"""Octets of one frame: a visit brings the whole EK trust store. Firmware goes as a file descriptor beside a frame, never in one."""
+"""Octets of one frame: a visit brings the whole EK trust store. Firmware goes as a file descriptor beside a
+frame, never in one.
+"""
 LENGTH: Final = struct.Struct(">I")
 MAX_DESCRIPTORS: Final = 1
 UNIX_PATH_LIMIT: Final = 107

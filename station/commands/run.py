@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: supervisor.stop())
         server = StatusServer(
-            supervisor,
+            supervisor.overview,
             store,
             inherited.get("status", paths.status_socket),
             configuration.file.status.operators,

@@ -39,6 +39,8 @@ class VisitTerms:
 
     bench: bool
     trust: tuple[bytes, ...]
+    check_token: Callable[[], None]
+    """Before each unit that gets a certificate; raises what is wrong with the token."""
     issuers: Callable[[], tuple[bytes, ...]]
     """Asked for each visit: the CA's chain may be renewed meanwhile."""
     boot_id: str
@@ -189,7 +191,7 @@ class Nest:
         if not self.recipe.issues():
             return None
         try:
-            self._services.signer.check_token()
+            self._terms.check_token()
         except HallmarkError as error:
             return error
         return None

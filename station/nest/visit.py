@@ -34,7 +34,7 @@ ROUND: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a visit ended: by a `verdict` (durable), by a `reason` that the station had, or as its worker died (`how`)."""
+    """How a visit ended: by a `verdict` (durable), by a `reason` the station had, or as its worker died (`how`)."""
 
     verdict: tuple[Outcome, Problem | None] | None
     reason: HallmarkError | None
