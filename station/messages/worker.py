@@ -166,6 +166,9 @@ class Protect(Struct, frozen=True, tag="protect"):
     ek_name: Blob
     auths: dict[Name, Blob]
 
+    def __repr__(self) -> str:
+        return f"Protect({sorted(self.auths)})"
+
 
 class Recover(Struct, frozen=True, tag="recover"):
     """The auths on record for the joined unit; refused unless `ek_name` is the record's. Reply `Auths`."""
