@@ -20,6 +20,8 @@ from drivers.discovery.usb import locate
 from hal.errors import StationError, quote
 from hal.types import Sighting
 
+PATH_SHOWN: Final = 300
+"""Characters of a configured path in a message: long enough to find it."""
 PATH_LIMIT: Final = 4096
 """Paths that one pattern may lead to."""
 SYSFS_TTY: Final = Path("/sys/class/tty")
@@ -44,14 +46,14 @@ def configured(pattern: str) -> Look:
     problem = None
     if len(paths) > PATH_LIMIT:
         problem = StationError(
-            f"{quote(pattern)} leads to more than {PATH_LIMIT} paths; the rest is left out"
+            f"{quote(pattern, PATH_SHOWN)} leads to more than {PATH_LIMIT} paths; the rest is left out"
         )
     ports = []
     for path in paths[:PATH_LIMIT]:
         try:
             port = _port(path, path)
         except OSError as error:
-            problem = StationError(f"{quote(path)} can't be looked at: {error.strerror}")
+            problem = StationError(f"{quote(path, PATH_SHOWN)} can't be looked at: {error.strerror}")
             continue
         if port is not None:
             ports.append(port)
