@@ -66,6 +66,8 @@ class Trip:
     unit: Unit | None = None
     auths: dict[str, Secret] = field(default_factory=dict)
     enrollment: Enrollment | None = None
+    begun: set[str] = field(default_factory=set)
+    """`step.action` of what this visit began to apply."""
 
     def need(self, interface: type[T], role: str | None = None) -> T:
         return self.board.get(interface, role)
@@ -99,6 +101,13 @@ class Trip:
     def recorded(self, action: str) -> Facts:
         """Facts that an earlier visit of this unit stored for `step.action`; empty when there are none."""
         return self.unit.facts.get(action, {}) if self.unit else {}
+
+    def ours(self, action: str) -> bool:
+        """Whether this visit or an earlier one of this unit did `step.action`, or began to: what else is
+        there is foreign.
+        """
+        known = self.unit is not None and (action in self.unit.facts or action in self.unit.intents)
+        return known or action in self.begun
 
     def _fact(self, name: str) -> Fact:
         if name not in self.facts:

@@ -100,6 +100,7 @@ class Runner:
         found = facts is not None
         if facts is None:
             self.journal.begin(self.step, action.name)
+            trip.begun.add(f"{self.step}.{action.name}")
             facts = self._away(action) if action.absence else self._change(action)
         trip.facts.update(facts)
         if last:

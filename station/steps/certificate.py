@@ -88,8 +88,9 @@ class Key(Action):
                     hint="Set the board aside: its key was erased; an engineer decides on a new identity.",
                 )
             return None
-        begun = trip.unit is not None and "certificate.key" in trip.unit.intents
-        ours = key.spki in (recorded, trip.facts.get("identity_spki")) or (recorded is None and begun)
+        ours = key.spki in (recorded, trip.facts.get("identity_spki")) or (
+            recorded is None and trip.ours("certificate.key")
+        )
         if not ours:
             raise KeyConflict("a key that this station did not make is in the key's place")
         return _facts(key)

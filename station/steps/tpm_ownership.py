@@ -56,10 +56,18 @@ def _names(hierarchies: frozenset[Hierarchy]) -> str:
     return " and ".join(sorted(hierarchies)) or "no"
 
 
+def _refuse_foreign(trip: Trip, hierarchies: frozenset[Hierarchy]) -> None:
+    """AlreadyOwned for auths that are set although this station never began to: one wrong try on lockout locks it."""
+    foreign = frozenset(item for item in hierarchies if not trip.ours(f"tpm-ownership.{item.value}-auth"))
+    if foreign:
+        raise AlreadyOwned(f"the TPM has {_names(foreign)} auth set, and this station never began to set it")
+
+
 def auth(trip: Trip, hierarchy: Hierarchy, state: OwnershipState) -> Secret:
     """The hierarchy's auth as it is now: EMPTY, or the one on record. AlreadyOwned when it can't be known."""
     if hierarchy not in state.auths_set:
         return EMPTY
+    _refuse_foreign(trip, frozenset({hierarchy}))
     if hierarchy.value not in trip.auths and trip.unit is not None and trip.unit.resumable:
         trip.auths.update(trip.desk.recover(trip.octets("ek_name")))
     if hierarchy.value not in trip.auths:
@@ -80,7 +88,8 @@ class Escrow(Action):
         escrowed = {Hierarchy(name) for name in (trip.unit.escrowed if trip.unit else [])}
         foreign = state.auths_set - (wanted & escrowed)
         if foreign:
-            raise AlreadyOwned(f"the TPM has {_names(frozenset(foreign))} auth set, and not by this recipe")
+            raise AlreadyOwned(f"the TPM has {_names(foreign)} auth set, and not by this recipe")
+        _refuse_foreign(trip, state.auths_set)
         if state.auths_set >= wanted <= escrowed:
             return self._facts(trip)
         if wanted <= escrowed and trip.unit is not None and trip.unit.resumable:
@@ -159,7 +168,10 @@ class LockoutAuth(Action):
 
     def probe(self, trip: Trip) -> Facts | None:
         # Never tried: one wrong lockout try locks it. The intent before the change and the TPM's answer are the proof.
-        return {} if Hierarchy.LOCKOUT in _state(trip).auths_set else None
+        if Hierarchy.LOCKOUT not in _state(trip).auths_set:
+            return None
+        _refuse_foreign(trip, frozenset({Hierarchy.LOCKOUT}))
+        return {}
 
     def apply(self, trip: Trip) -> None:
         _set(trip, Hierarchy.LOCKOUT)

@@ -1,0 +1,341 @@
+"""`certificate`, `key-identity`, `tpm-identity` in one process: whose key it is, and what is believed of a board."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hal.call import Call
+from hal.driver import Bindings
+from hal.errors import (
+    CredentialError,
+    DeadlineExceeded,
+    HallmarkError,
+    KeyConflict,
+    PossessionUnproven,
+    SoftwareTpmRefused,
+    VerifyMismatch,
+)
+from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace
+from hal.secret import Secret
+from hal.types import DeviceKey, EndorsementReport, KeyType, TpmDescription
+from station.messages import Facts
+from station.recipe import PlannedStep
+from station.steps import certificate, key_identity, tpm_identity
+from tests.runner_parts import UNIT, Stage, order, without_pauses
+
+DER = serialization.Encoding.DER
+SPKI = serialization.PublicFormat.SubjectPublicKeyInfo
+NOW = dt.datetime.now(dt.UTC)
+
+
+def spki(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.public_key().public_bytes(DER, SPKI)
+
+
+def named(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+class Ca:
+    def __init__(self, name: str) -> None:
+        self.key, self.name = ec.generate_private_key(ec.SECP256R1()), named(name)
+        self.certificate = self.certify(self.key, name)
+
+    def certify(self, key: ec.EllipticCurvePrivateKey, name: str) -> bytes:
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(named(name))
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(NOW - dt.timedelta(days=1))
+            .not_valid_after(NOW + dt.timedelta(days=1))
+            .sign(self.key, hashes.SHA256())
+        )
+        return made.public_bytes(DER)
+
+
+CA = Ca("issuing")
+
+
+@dataclass
+class FakeBoard:
+    """KeyPlace and CertificateStore in memory; each lie is one attribute."""
+
+    stage: Stage
+    private: ec.EllipticCurvePrivateKey | None = None
+    chain: list[bytes] = field(default_factory=list)
+    csr_key: ec.EllipticCurvePrivateKey | None = None
+    csr_name: str | None = None
+    damage: bool = False
+    prover: ec.EllipticCurvePrivateKey | None = None
+    late: str = ""
+
+    def _lose_answer(self, what: str) -> None:
+        if self.late == what:
+            self.late = ""
+            raise DeadlineExceeded("no answer in time")
+
+    def key(self, call: Call) -> DeviceKey | None:
+        del call
+        return None if self.private is None else DeviceKey(spki(self.private), KeyType.P256)
+
+    def make_key(self, call: Call, key_type: KeyType, owner: Secret) -> DeviceKey:
+        del call, key_type
+        assert not len(owner)
+        assert self.private is None, "a second key was asked for"
+        self.stage.say("make key")
+        self.private = ec.generate_private_key(ec.SECP256R1())
+        self._lose_answer("make key")
+        return DeviceKey(spki(self.private), KeyType.P256)
+
+    def csr(self, call: Call, common_name: str) -> bytes:
+        del call
+        key = self.csr_key or self.private
+        assert key is not None
+        builder = x509.CertificateSigningRequestBuilder().subject_name(named(self.csr_name or common_name))
+        der = bytearray(builder.sign(key, hashes.SHA256()).public_bytes(DER))
+        der[-1] ^= self.damage
+        return bytes(der)
+
+    def prove(self, call: Call, nonce: bytes) -> bytes:
+        del call
+        key = self.prover or self.private
+        assert key is not None
+        return key.sign(nonce, ec.ECDSA(hashes.SHA256()))
+
+    def install(self, call: Call, chain: Sequence[bytes]) -> None:
+        del call
+        self.stage.say("install")
+        self.chain = list(chain)
+        self._lose_answer("install")
+
+    def installed(self, call: Call) -> Sequence[bytes]:
+        del call
+        return self.chain
+
+
+class Visit:
+    """A board without a TPM at its certificate step, joined as a unit with these facts on record."""
+
+    def __init__(self, recorded: dict[str, Facts] | None = None, intents: Sequence[str] = ()) -> None:
+        self.stage = Stage()
+        self.board = FakeBoard(self.stage)
+        self.stage.board = Bindings()
+        self.stage.board.add("link", KeyPlace, self.board)
+        self.stage.board.add("link", CertificateStore, self.board)
+        self.stage.unit = msgspec.structs.replace(UNIT, facts=recorded or {}, intents=list(intents))
+        self.identity: bytes | None = None
+        self.issued: list[str] = []
+        self.stage.issue = self._issue  # type: ignore[method-assign]
+
+    def _issue(self, profile: str, csr: bytes, proof: object) -> list[bytes]:
+        self.stage.say(f"issue {profile}")
+        assert proof is None
+        assert x509.load_der_x509_csr(csr).is_signature_valid
+        assert self.board.private is not None
+        self.issued.append(profile)
+        return [CA.certify(self.board.private, UNIT.registration_id), CA.certificate]
+
+    def run(self) -> None:
+        trip = self.stage.trip()
+        trip.unit = self.stage.unit
+        trip.facts["registration_id"] = UNIT.registration_id
+        if self.identity:
+            trip.facts["identity_spki"] = self.identity
+        options = certificate.Options(profile="p", place="link")
+        self.stage.run(PlannedStep(certificate.STEP, options), trip=trip)
+
+    def recorded(self) -> dict[str, Facts]:
+        """What the record says after it."""
+        return {**self.stage.facts}
+
+
+# --- whose key --------------------------------------------------------------------------------------------------
+
+
+def test_a_blank_board_gets_a_key_a_certificate_and_proves_it() -> None:
+    visit = Visit()
+    visit.run()
+    assert order(
+        visit.stage.said,
+        *("begin certificate.key", "make key", "done certificate.key"),
+        *("begin certificate.issue", "issue p", "done certificate.issue"),
+        *("begin certificate.install", "install", "done certificate.install"),
+        "finish certificate.prove",
+    )
+    assert visit.stage.facts["certificate.install"]["certificate_role"] == "link"
+
+
+def test_a_unit_that_comes_back_keeps_key_and_certificate() -> None:
+    first = Visit()
+    first.run()
+    again = Visit(first.recorded())
+    again.board.private, again.board.chain = first.board.private, first.board.chain
+    again.run()
+    assert not any(said.startswith(("make", "issue", "install", "begin")) for said in again.stage.said)
+
+
+@pytest.mark.parametrize("intents", [(), ("certificate.issue",)])
+def test_a_key_that_nobody_here_made_is_a_conflict_and_stays(intents: tuple[str, ...]) -> None:
+    visit = Visit(intents=intents)
+    visit.board.private = ec.generate_private_key(ec.SECP256R1())
+    with pytest.raises(KeyConflict, match="did not make"):
+        visit.run()
+    assert "issue p" not in visit.stage.said
+
+
+def test_another_key_than_the_recorded_one_is_a_conflict_even_if_one_was_begun() -> None:
+    first = Visit()
+    first.run()
+    again = Visit(first.recorded(), ["certificate.key"])
+    again.board.private = ec.generate_private_key(ec.SECP256R1())
+    with pytest.raises(KeyConflict):
+        again.run()
+
+
+def test_a_recorded_key_that_is_gone_is_a_conflict_and_no_new_one_is_made() -> None:
+    first = Visit()
+    first.run()
+    again = Visit(first.recorded())
+    with pytest.raises(KeyConflict, match="gone from the device"):
+        again.run()
+    assert "make key" not in again.stage.said
+
+
+def test_a_key_from_before_a_crash_is_ours() -> None:
+    visit = Visit(intents=["certificate.key"])
+    visit.board.private = ec.generate_private_key(ec.SECP256R1())
+    visit.run()
+    assert "make key" not in visit.stage.said
+
+
+def test_the_key_that_a_board_is_known_by_is_the_key_of_its_certificate() -> None:
+    visit = Visit()
+    visit.board.private = ec.generate_private_key(ec.SECP256R1())
+    visit.identity = spki(visit.board.private)
+    visit.run()
+    assert "make key" not in visit.stage.said
+
+
+@pytest.mark.parametrize("late", ["make key", "install"])
+def test_a_lost_answer_is_no_conflict_and_nothing_is_done_twice(
+    late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pauses(monkeypatch)
+    visit = Visit()
+    visit.board.late = late
+    visit.run()
+    assert visit.stage.said.count(late) == 1
+    assert visit.issued == ["p"]
+
+
+# --- what is believed of the board ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lie", "error"),
+    [
+        ({"damage": True}, PossessionUnproven),
+        ({"csr_key": ec.generate_private_key(ec.SECP256R1())}, KeyConflict),
+        ({"csr_name": "somebody-else"}, CredentialError),
+        ({"prover": ec.generate_private_key(ec.SECP256R1())}, PossessionUnproven),
+    ],
+)
+def test_a_board_that_lies_gets_no_pass(lie: dict[str, object], error: type[HallmarkError]) -> None:
+    visit = Visit()
+    for name, value in lie.items():
+        setattr(visit.board, name, value)
+    with pytest.raises(error):
+        visit.run()
+    assert ("issue p" in visit.stage.said) == ("prover" in lie)
+    assert not any(said.startswith("finish") for said in visit.stage.said)
+
+
+def test_a_board_that_keeps_another_certificate_than_it_was_given_fails() -> None:
+    visit = Visit()
+    visit.board.install = lambda call, chain: None  # type: ignore[method-assign]
+    with pytest.raises(VerifyMismatch):
+        visit.run()
+
+
+@pytest.mark.parametrize("change", ["key", "name", "chain"])
+def test_a_certificate_on_record_is_checked_before_it_is_used_again(change: str) -> None:
+    first = Visit()
+    first.run()
+    facts = first.recorded()
+    key = first.board.private if change != "key" else ec.generate_private_key(ec.SECP256R1())
+    assert key is not None
+    issuer = CA if change != "chain" else Ca("issuing")
+    leaf = issuer.certify(key, UNIT.registration_id if change != "name" else "somebody-else")
+    facts["certificate.issue"] = {"certificate_chain": [leaf, CA.certificate]}
+    again = Visit(facts)
+    again.board.private = first.board.private
+    with pytest.raises((KeyConflict, CredentialError)):
+        again.run()
+    assert "install" not in again.stage.said
+
+
+# --- who a board is ---------------------------------------------------------------------------------------------
+
+
+def test_a_board_without_tpm_is_known_by_a_key_that_it_shows_to_have_before_it_joins() -> None:
+    visit = Visit()
+    visit.stage.run(PlannedStep(key_identity.STEP, key_identity.Options()))
+    assert order(visit.stage.said, "make key", "done key-identity.possession", "join key")
+    assert visit.board.private is not None
+    digest = hashlib.sha256(spki(visit.board.private)).digest()
+    name = visit.stage.facts["key-identity.key"]["registration_id"]
+    assert isinstance(name, str)
+    assert len(name) == 52
+    assert digest.hex() not in visit.stage.said
+
+
+def test_a_copied_public_key_opens_no_record() -> None:
+    visit = Visit()
+    visit.board.private = ec.generate_private_key(ec.SECP256R1())
+    visit.board.prover = ec.generate_private_key(ec.SECP256R1())
+    with pytest.raises(PossessionUnproven):
+        visit.stage.run(PlannedStep(key_identity.STEP, key_identity.Options()))
+    assert "join key" not in visit.stage.said
+
+
+class SoftwareTpm:
+    def describe(self, call: Call) -> TpmDescription:
+        del call
+        return TpmDescription("IBM ", "SW  TPM", "1.0", "1.59", software=True)
+
+    def endorsements(self, call: Call) -> EndorsementReport:
+        del call
+        return EndorsementReport(())
+
+
+def test_a_software_tpm_is_refused_in_production_before_it_is_asked_anything_else() -> None:
+    stage = Stage()
+    stage.board.add("tpm", EndorsementIdentity, SoftwareTpm())
+    with pytest.raises(SoftwareTpmRefused, match="SW  TPM"):
+        stage.run(PlannedStep(tpm_identity.STEP, tpm_identity.Options()), trip=stage.trip(bench=False))
+    with pytest.raises(HallmarkError) as found:
+        stage.run(PlannedStep(tpm_identity.STEP, tpm_identity.Options()), trip=stage.trip(bench=True))
+    assert found.value.code == "EkUntrusted"
+
+
+@pytest.mark.parametrize(("convention", "length"), [("ek-base32", 52), ("ek-hex", 64)])
+def test_registration_ids_are_as_field_clients_compute_them(convention: str, length: int) -> None:
+    """The Azure SDKs: base32 of SHA-256 over TPM2B_PUBLIC without padding, lower case; IoT Edge: hexadecimal."""
+    public = bytes.fromhex("013a") + bytes(range(256)) + bytes(58)
+    name = tpm_identity.registration_id(public, convention)
+    assert len(name) == length
+    assert name == name.lower()
+    if convention == "ek-hex":
+        assert name == hashlib.sha256(public).hexdigest()
