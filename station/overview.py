@@ -75,7 +75,7 @@ class Overview:
             disk=DiskView(usage.free, usage.total, usage.free < file.station.minimum_free_mib * MIB),
             clock=self._clock(),
             work_orders=[
-                WorkOrderView(order.id, order.sku, order.quantity, order.quantity - order.left)
+                WorkOrderView(order.id, order.sku, order.quantity, order.passed)
                 for order in self._store.work_orders()
             ],
             outcomes=dict(sum((nest.outcomes for nest in self._nests.values()), Counter[str]())),
