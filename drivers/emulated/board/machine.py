@@ -57,7 +57,7 @@ class Machine:
         self._timers: list[tuple[float, Callable[[], None]]] = []
         self._ended: firmware.End | None = None
         """How the firmware ended, while the wire still carries its last words."""
-        self._counters = {"boots": 0, "power_cuts": 0, "overrun": 0}
+        self._counters = {"boots": 0, "power_cuts": 0, "overrun": 0, "octets_in": 0, "octets_out": 0}
         self._looked_at = 0.0
         self._running = True
         self._announced = False
@@ -177,6 +177,7 @@ class Machine:
             self._counters["overrun"] += len(for_host) - self._port.write(for_host)
 
     def _record(self, direction: Direction, data: bytes) -> None:
+        self._counters["octets_in" if direction is Direction.TO_BOARD else "octets_out"] += len(data)
         if self._recording is not None:
             self._recording.add(direction, data)
 
@@ -291,6 +292,8 @@ class Machine:
             "stage": self.power.stage.name.lower(),
             "firmware_pid": self._mcu,
             "effects": self.power.effects,
+            "tpm_commands": self.power.tpm_commands,
+            "tpm_seconds": self.power.tpm_seconds,
             **self._counters,
         }
 

@@ -12,8 +12,8 @@ import os
 import signal
 from typing import Final, NoReturn
 
-_WORDS: Final = 4
-_EFFECTS, _CUT_AT, _TEAR, _STAGE = range(_WORDS)
+_WORDS: Final = 6
+_EFFECTS, _CUT_AT, _TEAR, _STAGE, _TPM_COMMANDS, _TPM_NANOSECONDS = range(_WORDS)
 _TEAR_WHOLE: Final = 256
 
 
@@ -49,6 +49,20 @@ class Power:
     @stage.setter
     def stage(self, stage: Stage) -> None:
         self._set(_STAGE, stage)
+
+    @property
+    def tpm_commands(self) -> int:
+        return self._get(_TPM_COMMANDS)
+
+    @property
+    def tpm_seconds(self) -> float:
+        """From command to response, all of them together: what a unit's trip takes at the least."""
+        return self._get(_TPM_NANOSECONDS) / 1e9
+
+    def used_tpm(self, nanoseconds: int) -> None:
+        """Counts one command that the TPM has answered."""
+        self._set(_TPM_COMMANDS, self.tpm_commands + 1)
+        self._set(_TPM_NANOSECONDS, self._get(_TPM_NANOSECONDS) + nanoseconds)
 
     def cut_at(self, effect: int, tear: float = 0.5) -> None:
         """Arms a cut in the `effect`-th effect from the start (1 is the first); 0 disarms.

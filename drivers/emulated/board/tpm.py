@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -165,7 +166,9 @@ class Tpm:
     def transmit(self, command: bytes) -> bytes:
         """One whole command to its whole response. DeviceGone when the TPM has ended."""
         self._power.point()
+        began = time.monotonic_ns()
         response = self._exchange(command)
+        self._power.used_tpm(time.monotonic_ns() - began)
         self._power.point()
         return response
 

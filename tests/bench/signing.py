@@ -1,0 +1,82 @@
+"""Certificates a second through the signer's socket, against the token alone and against the disk alone."""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pkcs11
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from drivers.emulated.bench.layout import TOKEN, softhsm_module
+from station.messages import SignRequest
+from station.signer_client import SignerClient
+from tests.bench.durable import raw_sync_rate
+from tests.bench.rig import Rig
+from tests.bench.table import Row
+
+CA_KEY = "issuing-ca"
+RAW_SECONDS = 1.0
+SYNCS = 2
+"""For one certificate: its intent before the token signs, and itself before it leaves."""
+
+
+def raw_sign_seconds(rig: Rig) -> float:
+    """One C_Sign with the CA's key, from this process and one thread."""
+    os.environ.update(rig.layout.environment)
+    pin = (rig.layout.etc / "credentials/ca-pin").read_text()
+    library: Any = pkcs11.lib(str(softhsm_module()))
+    library.reinitialize()
+    try:
+        with library.get_token(token_label=TOKEN).open(user_pin=pin) as session:
+            key = session.get_key(label=CA_KEY, object_class=pkcs11.ObjectClass.PRIVATE_KEY)
+            digest = os.urandom(32)
+            key.sign(digest, mechanism=pkcs11.Mechanism.ECDSA)
+            count, began = 0, time.monotonic()
+            while (took := time.monotonic() - began) < RAW_SECONDS:
+                key.sign(digest, mechanism=pkcs11.Mechanism.ECDSA)
+                count += 1
+    finally:
+        library.finalize()
+    return took / count
+
+
+def _requests(count: int, first: int) -> list[SignRequest]:
+    made = []
+    for number in range(first, first + count):
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = f"bench-{number}"
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+        der = csr.public_bytes(serialization.Encoding.DER)
+        made.append(SignRequest(name, name, "idevid-p256", der))
+    return made
+
+
+def run(rig: Rig, count: int) -> list[Row]:
+    signer = SignerClient(rig.layout.root / "run/hallmark/signer.sock")
+    signer.check_token()
+    rows, first = [], 0
+    for connections in (1, 8):
+        requests = _requests(count, first)
+        first += count
+        signatures = 1 / raw_sign_seconds(rig)
+        disk = raw_sync_rate(rig.layout.root, 1) / SYNCS
+        cpu = rig.cpu()["signer"]
+        began = time.monotonic()
+        with ThreadPoolExecutor(connections) as pool:
+            for chain in pool.map(signer.issue, requests):
+                assert len(chain) > 1
+        rate = count / (time.monotonic() - began)
+        spent = (rig.cpu()["signer"] - cpu) / count * 1000
+        name = f"certificates, {connections} at a time"
+        rows += [
+            Row(name, rate, "/s", signatures, "raw C_Sign", is_rate=True),
+            Row(f"{name} ({spent:.1f} ms CPU each)", rate, "/s", disk, "two raw fdatasync", is_rate=True),
+        ]
+    return rows
