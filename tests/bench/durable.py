@@ -1,6 +1,4 @@
 """Durable steps a second (an action's intent and its result), against bare appends with fdatasync in one folder."""
-same folder.
-"""
 
 from __future__ import annotations
 
