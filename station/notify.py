@@ -11,11 +11,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Final
 
 FIRST_FD: Final = 3
 """SD_LISTEN_FDS_START, sd_listen_fds(3)."""
 STATUS_LIMIT: Final = 400
+BOOT_ID_VARIABLE: Final = "HALLMARK_BOOT_ID"
+"""Set by the station's unit: with ProcSubset=pid there is no /proc/sys in its sandbox."""
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+def boot_id() -> str:
+    """The kernel's name for the time since it was started (random(4)): 32 hexadecimal digits, maybe with dashes."""
+    return os.environ.get(BOOT_ID_VARIABLE) or BOOT_ID.read_text(encoding="ascii").strip()
 
 
 def notify(*lines: str) -> bool:

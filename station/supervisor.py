@@ -25,7 +25,7 @@ from station.images import ImageStore
 from station.nest.nest import Nest, VisitTerms
 from station.nest.out_of_service import OutOfService
 from station.nest.service import Services
-from station.notify import Watchdog
+from station.notify import Watchdog, boot_id
 from station.outbox import OutboxServer
 from station.overview import Overview, version
 from station.places import Places
@@ -35,7 +35,6 @@ from station.store import Store
 from station.token_watch import TokenWatch
 from station.trust_store import load_file, load_folder
 
-BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 MAIN: Final = "main"
 LOOK_SECONDS: Final = 1.0
 """How often the main loop comes round: disk, watchdog."""
@@ -65,7 +64,7 @@ class Supervisor:
             trust=load_folder(configuration.path(configuration.file.trust.ek)),
             check_token=self._token.check,
             issuers=self._token.issuers,
-            boot_id=BOOT_ID.read_text().strip(),
+            boot_id=boot_id(),
         )
         self._nests: dict[str, Nest | OutOfService] = {
             section.name: self._nest(section, terms) for section in configuration.file.nest
