@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,30 +17,41 @@ from typing import Any, Final
 from drivers.emulated.bench.layout import Layout, NestPlan
 from drivers.emulated.bench.line import Board, Line
 from drivers.emulated.bench.process import wait_for
+from drivers.emulated.dps.control import Control
 from hal.errors import StationError
-
-from tests.crash.judge import Evidence, Verdict, judge
+from tests.crash import lasting
+from tests.crash.judge import Evidence, Verdict, judge, software_tpm
+from tests.crash.stock import Stock
 from tests.crash.trap import Trap
 
-PROCESSES: Final = ("run", "worker", "signer", "uploader")
+PROCESSES: Final = ("run", "worker", "signer", "uploader", "board")
 RECIPES: Final = ("gw-200.toml", "gw-300.toml")
+BATCH: Final = "batch"
+"""A trip of one board of each recipe at once, while the cloud is away; it comes back to a batch, and fails once."""
+START: Final = "start"
+"""The process is killed and started again, then a board of the first recipe comes."""
 TRIP_SECONDS: Final = 60.0
 IMAGE_SIZE: Final = 16 * 1024
-LAUNCH: Final = Path(__file__).with_name("launch.py")
+HERE: Final = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Point:
-    """`process` dies at its `deed`-th deed (from 1) of a unit's trip; "board": its power is cut at that effect."""
+    """`process` dies at its `deed`-th deed (from 1) of that trip (a recipe, BATCH or START).
+
+    "board": its power is cut in the middle of that effect.
+    """
 
     process: str
     deed: int
     site: str
-    recipe: str
+    trip: str
 
 
 @dataclass
 class Result:
+    """`died_at`: None when the process never did so many deeds. `problem`: None when the judge found nothing."""
+
     point: Point
     died_at: str | None
     problem: str | None
@@ -50,69 +63,66 @@ class Campaign:
     """A line in a folder of its own, used from one thread."""
 
     root: Path
-    serials: int = 0
+    every_effect: bool = False
+    """Whether TPM commands that change nothing lasting are points of the board too."""
     seen: dict[str, str] = field(default_factory=dict)
     """The visit that each nest showed before its board came: an old verdict is nobody's."""
-    results: list[Result] = field(default_factory=list)
 
     def __enter__(self) -> Campaign:
+        with ExitStack() as stack:
+            self._open(stack)
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def _open(self, stack: ExitStack) -> None:
         (self.root / "dev").mkdir(parents=True)
         self.trap = Trap(self.root / "trap")
         nests = tuple(NestPlan(recipe[:6], self.root / "dev" / recipe[:6], recipe) for recipe in RECIPES)
         self.nests = {nest.recipe: nest for nest in nests}
         self.layout = Layout(self.root, nests, image_size=IMAGE_SIZE, quantity=100_000)
-        self.line = Line(
-            self.layout, launcher=lambda word: [sys.executable, str(LAUNCH), str(self.trap._path), word]
-        )
-        first = self.board(RECIPES[0])  # its TPM's maker has to be known before the station starts
-        first.switch_off()
+        words = [sys.executable, str(HERE / "launch.py"), str(self.trap.path)]
+        self.line = stack.enter_context(Line(self.layout, launcher=lambda daemon: [*words, daemon]))
+        self.stock = stack.enter_context(Stock(self.root / "bench/boards", self.layout.ek_ca))
+        first = self.stock.take()  # its TPM's maker has to be known before the station starts
+        with software_tpm(self.root / "bench/boards" / first / "tpm") as tool:
+            lasting.write(self._lasting, lasting.codes(tool("tpm2_getcap", "commands")))
         self.line.start_daemons()
-        wait_for(
-            "the token",
-            30.0,
-            lambda: (
-                (self.line.snapshot() or {}).get("station", {}).get("token", {}).get("condition") == "ready"
-            ),
-        )
-        return self
+        self._until_ready()
 
-    def __exit__(self, *error: object) -> None:
-        self.line.__exit__(*error)
+    @property
+    def _lasting(self) -> Path:
+        return self.trap.path.with_suffix(".lasting")
 
-    def board(self, recipe: str, *options: str) -> Board:
-        self.serials += 1
-        self.seen = {name: str(nest["visit"]) for name, nest in self.line.nests().items()}
-        board = Board(
-            self.layout,
-            self.nests[recipe],
-            f"SN-{self.serials:05}",
-            "--baud",
-            "0",
-            "--boot-ms",
-            "5",
-            *options,
-        )
-        board.switch_on()
-        return board
+    def points(self, trip: str, processes: Sequence[str] = PROCESSES) -> Iterator[Point]:
+        """Watches whole trips, one for each process."""
+        for process in processes:
+            if trip == BATCH and process != "uploader":
+                continue
+            if trip == START and process not in ("run", "signer"):
+                continue
+            for number, site in enumerate(self._watched(process, trip), 1):
+                yield Point(process, number, site, trip)
 
-    def points(self, recipe: str) -> list[Point]:
-        """Watches one whole trip for each process, and one for the board."""
-        found: list[Point] = []
-        for process in PROCESSES:
-            self.trap.record(process)
-            self.trip(recipe)
+    def _watched(self, process: str, trip: str) -> list[str]:
+        if process == "board":
+            board = self._board(trip)
+            self._finish([board])
+            return board.effects.read_text().splitlines()
+        ways = [trip, RECIPES[0]] if trip == START else [trip]
+        deeds = [self._recorded(process, way) for way in ways]
+        # Of a start, only what comes before the board.
+        return deeds[0][: len(deeds[0]) - sum(map(len, deeds[1:]))]
+
+    def _recorded(self, process: str, trip: str) -> list[str]:
+        self.trap.record(process)
+        try:
+            self._go(process, trip)
+            return self.trap.recorded()
+        finally:
             self.trap.disarm()
-            found += [
-                Point(process, number, site, recipe) for number, site in enumerate(self.trap.recorded(), 1)
-            ]
-        board = self.board(recipe)
-        before = int(board.ask("status")["effects"])
-        self._until_passed(board)
-        effects = int(board.ask("status")["effects"]) - before
-        board.switch_off()
-        self._until_empty(recipe)
-        found += [Point("board", number, f"effect {number}", recipe) for number in range(1, effects + 1)]
-        return found
 
     def run(self, point: Point) -> Result:
         began = time.monotonic()
@@ -123,56 +133,97 @@ class Campaign:
             problem = str(error)
         finally:
             self.trap.disarm()
-        result = Result(point, died_at, problem, time.monotonic() - began)
-        self.results.append(result)
-        return result
-
-    def trip(self, recipe: str) -> None:
-        board = self.board(recipe)
-        self._finish(board, recipe)
+        return Result(point, died_at, problem, time.monotonic() - began)
 
     def _kill(self, point: Point) -> str | None:
-        self.trap.arm(point.process, point.deed)
-        board = self.board(point.recipe)
-        self._finish(board, point.recipe)
+        def arm() -> None:
+            self.trap.arm(point.process, point.deed)
+
+        self._go(point.process, point.trip, arm)
         return self.trap.sprung()
 
     def _power_cut(self, point: Point) -> str | None:
-        board = self.board(point.recipe)
-        board.ask(f"cut-at {point.deed} 0.5")
-        self._finish(board, point.recipe)
-        return point.site
+        board = self._board(point.trip)
+        cut = int(board.ask(f"cut-at {point.deed} 0.5")["effects"]) + point.deed
+        self._finish([board])
+        effects = board.effects.read_text().splitlines()
+        return effects[cut - 1] if len(effects) >= cut else None
 
-    def _finish(self, board: Board, recipe: str) -> None:
+    # --- trips --------------------------------------------------------------------------------------------------
+
+    def _go(self, process: str, trip: str, arm: Callable[[], None] = lambda: None) -> None:
+        if trip == BATCH:
+            self._batch(arm)
+            return
+        arm()
+        if trip == START:
+            self.line.daemons[process].kill()
+        self._finish([self._board(RECIPES[0] if trip == START else trip)])
+
+    def _batch(self, arm: Callable[[], None]) -> None:
+        self.line.cloud.away()
+        try:
+            boards = [self._board(recipe) for recipe in RECIPES]
+            for board in boards:
+                self._until_passed(board)
+            arm()
+            # The first request fails as a whole, so that each enrollment gets one of its own.
+            Control(self.root / "bench/dps.sock").fail(500)
+        finally:
+            self.line.cloud.back()
+        self._finish(boards)
+
+    def _board(self, recipe: str) -> WatchedBoard:
+        self.seen = {name: str(nest["visit"]) for name, nest in self.line.nests().items()} or self.seen
+        codes = "-" if self.every_effect else str(self._lasting)
+        board = WatchedBoard(self.layout, self.nests[recipe], self.stock.take(), codes)
+        board.switch_on()
+        self.line.boards[:] = [board, *self.line.boards[:1]]  # at most two are in the nests
+        return board
+
+    def _finish(self, boards: list[WatchedBoard]) -> None:
         """Passed, uploaded, switched off, judged."""
-        nest = self._until_passed(board)
-        name = str(nest["registration_id"])
+        names = [str(self._until_passed(board)["registration_id"]) for board in boards]
         wait_for(
-            "the upload",
+            "the upload and its receipt",
             TRIP_SECONDS,
-            lambda: any(item["registrationId"] == name for item in self.line.cloud.enrollments()),
+            lambda: self._status("outbox").get("queued") == 0 and set(names) <= self._enrolled(),
         )
-        wait_for(
-            "its receipt",
-            TRIP_SECONDS,
-            lambda: (self.line.snapshot() or {}).get("outbox", {}).get("queued") == 0,
-        )
-        board.switch_off()
-        self._until_empty(recipe)
+        self._until_ready()
+        for board in boards:
+            board.switch_off()
+        for board in boards:
+            self._until_empty(board)
+        for board, name in zip(boards, names, strict=True):
+            judge(self._evidence(board, name))
+
+    def _evidence(self, board: Board, name: str) -> Evidence:
         state = self.root / "var/lib/hallmark"
-        judge(
-            Evidence(
-                sku=board.nest.sku,
-                registration_id=name,
-                tpm=board.state / "tpm",
-                ledger=state / "signer/ledger.db",
-                database=state / "station/station.db",
-                officer_key=self.layout.officer / "officer.key",
-                officer_certificate=self.layout.officer / "officer.pem",
-                root=state / "signer/ca-root.pem",
-                intermediate=state / "signer/ca-chain.pem",
-                cloud=self.line.cloud.enrollments(),
-            )
+        return Evidence(
+            sku=board.nest.sku,
+            registration_id=name,
+            tpm=board.state / "tpm",
+            ledger=state / "signer/ledger.db",
+            database=state / "station/station.db",
+            officer_key=self.layout.officer / "officer.key",
+            officer_certificate=self.layout.officer / "officer.pem",
+            root=state / "signer/ca-root.pem",
+            intermediate=state / "signer/ca-chain.pem",
+            cloud=self.line.cloud.enrollments(),
+        )
+
+    # --- what the line shows ------------------------------------------------------------------------------------
+
+    def _status(self, part: str) -> dict[str, Any]:
+        found: dict[str, Any] = (self.line.snapshot() or {}).get(part, {})
+        return found
+
+    def _enrolled(self) -> set[str]:
+        return {item["registrationId"] for item in self.line.cloud.enrollments()}
+
+    def _until_ready(self) -> None:
+        wait_for(
+            "the token", 30.0, lambda: self._status("station").get("token", {}).get("condition") == "ready"
         )
 
     def _until_passed(self, board: Board) -> dict[str, Any]:
@@ -181,26 +232,37 @@ class Campaign:
         pause = threading.Event()
         while time.monotonic() < until:
             nest = self.line.nests().get(board.nest.name)
-            if (
-                nest
-                and nest["plugged"]
-                and nest["state"] == "done"
-                and nest["visit"] != self.seen.get(nest["name"])
-            ):
+            if nest and nest["plugged"] and nest["state"] == "done" and self._is_new(nest):
                 if nest["outcome"] == "PASS":
                     return nest
                 if nest["outcome"] in ("FAIL", "REFUSED"):
-                    raise Verdict(f"{nest['outcome']} at {nest['step']}.{nest['action']}: {nest['message']}")
+                    where = f"{nest['step']}.{nest['action']}"
+                    raise Verdict(f"{nest['outcome']} at {where}: {nest['message']}")
+                self.seen[nest["name"]] = str(nest["visit"])
                 board.ask("unplug")
-                self._until_empty(board.nest.recipe)
+                self._until_empty(board)
                 board.ask("plug")
             pause.wait(0.03)
         raise Verdict(f"no PASS within {TRIP_SECONDS:.0f} s: {self.line.nests().get(board.nest.name)}")
 
-    def _until_empty(self, recipe: str) -> None:
-        name = self.nests[recipe].name
+    def _is_new(self, nest: dict[str, Any]) -> bool:
+        return str(nest["visit"]) != self.seen.get(nest["name"])
+
+    def _until_empty(self, board: Board) -> None:
         wait_for(
             "the nest to be empty",
             20.0,
-            lambda: self.line.nests().get(name, {"plugged": True})["plugged"] is False,
+            lambda: self.line.nests().get(board.nest.name, {"plugged": True})["plugged"] is False,
+        )
+
+
+class WatchedBoard(Board):
+    """A board whose durable effects are written down, one name a line."""
+
+    def __init__(self, layout: Layout, nest: NestPlan, serial: str, codes: str) -> None:
+        self.effects = layout.root / "bench/boards" / f"{serial}.effects"
+        self.effects.touch()
+        super().__init__(
+            *(layout, nest, serial, "--baud", "0", "--boot-ms", "5"),
+            program=(sys.executable, str(HERE / "board.py"), str(self.effects), codes),
         )

@@ -1,4 +1,6 @@
-"""Judges a unit from outside: TPM, ledger, database and cloud. Shares no code with the station: sqlite3, tpm2-tools, openssl."""
+"""Judges a unit from outside: TPM, ledger, database and cloud. Shares no code with the station: sqlite3,
+tpm2-tools, openssl.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import os
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,10 @@ from drivers.emulated.bench.process import wait_for
 
 EK, SRK, KEY = "0x81010001", "0x81000001", "0x81020000"
 AUTHS = {"gw-200": {"lockout"}, "gw-300": {"owner", "lockout"}}
+
+
+Tool = Callable[..., str]
+"""The words of a command of tpm2-tools to what it prints."""
 
 
 class Verdict(Exception):
@@ -43,12 +49,14 @@ class Evidence:
 def judge(evidence: Evidence) -> None:
     """Raises Verdict when anything about the unit is not as it has to be."""
     name = evidence.registration_id
+    mark = evidence.ledger.with_name("pin-attempt")
+    _require(not mark.exists(), "the mark of an attempt at the token's PIN is left")
     certificate = _certificate(evidence)
     enrolled = [item for item in evidence.cloud if item["registrationId"] == name]
     _require(len(enrolled) == 1, f"{len(enrolled)} enrollments in the cloud")
     auths = _auths(evidence)
     _require(set(auths) == AUTHS[evidence.sku], f"escrow names {sorted(auths)}")
-    with tempfile.TemporaryDirectory(prefix="judge-") as folder, _tpm(evidence.tpm, Path(folder)) as tpm:
+    with tempfile.TemporaryDirectory(prefix="judge-") as folder, software_tpm(evidence.tpm) as tpm:
         tpm("tpm2_readpublic", "-c", EK, "-f", "tss", "-o", f"{folder}/ek.pub")
         ek = Path(folder, "ek.pub").read_bytes()
         tpm("tpm2_readpublic", "-c", SRK)
@@ -106,7 +114,8 @@ def _auths(evidence: Evidence) -> dict[str, str]:
     """The last generation, opened with the officer's key; and no copy for resuming is left."""
     with sqlite3.connect(f"file:{evidence.database}?mode=ro", uri=True) as database:
         rows = database.execute(
-            "SELECT escrows.sealed FROM escrows JOIN units USING (unit) WHERE registration_id = ? ORDER BY generation DESC",
+            "SELECT escrows.sealed FROM escrows JOIN units USING (unit)"
+            " WHERE registration_id = ? ORDER BY generation DESC",
             (evidence.registration_id,),
         ).fetchall()
         left = database.execute(
@@ -131,32 +140,30 @@ def _auths(evidence: Evidence) -> dict[str, str]:
 
 
 @contextmanager
-def _tpm(state: Path, folder: Path) -> Iterator[Any]:
-    """A software TPM on the board's state, spoken to by tpm2-tools."""
-    socket = folder / "tpm.sock"
-    process = subprocess.Popen(
-        [
-            *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--flags", "startup-clear"),
-            *("--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"),
-        ],
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for("the judge's software TPM", 10.0, Path(f"{socket}.ctrl").exists)
-    environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={socket}"}
-
-    def tool(*words: str) -> str:
-        done = subprocess.run(list(words), env=environment, capture_output=True, text=True, check=False)
-        _require(
-            done.returncode == 0,
-            f"{words[0]} {words[2] if len(words) > 2 else ''}: {done.stderr.strip()[-300:]}",
+def software_tpm(state: Path) -> Iterator[Tool]:
+    """A software TPM on the state of a board that is off; the result runs one of tpm2-tools on it."""
+    with tempfile.TemporaryDirectory(prefix="judge-") as folder:
+        socket = Path(folder, "tpm.sock")
+        process = subprocess.Popen(
+            [
+                *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--flags", "startup-clear"),
+                *("--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"),
+            ],
+            stderr=subprocess.DEVNULL,
         )
-        return done.stdout
+        environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={socket}"}
 
-    try:
-        yield tool
-    finally:
-        process.kill()
-        process.wait()
+        def tool(*words: str) -> str:
+            done = subprocess.run(list(words), env=environment, capture_output=True, text=True, check=False)
+            _require(done.returncode == 0, f"{' '.join(words[:3])}: {done.stderr.strip()[-300:]}")
+            return done.stdout
+
+        try:
+            wait_for("the judge's software TPM", 10.0, Path(f"{socket}.ctrl").exists)
+            yield tool
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _openssl(*words: object) -> str:

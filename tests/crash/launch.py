@@ -1,4 +1,5 @@
-"""Starts one of Hallmark's real processes with taps on what it does durably or irreversibly. Production code has no hooks.
+"""Starts one of Hallmark's real processes with taps on what it does durably or irreversibly. Production code
+has no hooks.
 
     launch.py TRAP PROCESS [its own arguments]
 
@@ -18,22 +19,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from hal import registry
+from tests.crash import lasting
 from tests.crash.trap import Trap
 
 
-LASTING = frozenset(
-    {
-        *(0x11F, 0x120, 0x121, 0x122, 0x124, 0x125, 0x126, 0x127, 0x129, 0x12A, 0x12B, 0x12C, 0x12D, 0x12E),
-        *(0x12F, 0x130, 0x131, 0x132, 0x133, 0x134, 0x135, 0x136, 0x137, 0x138, 0x139, 0x13A, 0x13B, 0x140),
-        *(0x144, 0x145, 0x14F),
-    }
-)
-"""Command codes whose `nv` attribute is set (TPM 2.0 Part 2, 8.9 TPMA_CC; Part 3 marks them {NV})."""
-
-
 class Taps:
-    def __init__(self, trap: Trap, process: str) -> None:
-        self._trap, self._process = trap, process
+    def __init__(self, trap: Trap, process: str, lasting_codes: frozenset[int]) -> None:
+        self._trap, self._process, self._lasting = trap, process, lasting_codes
 
     def around(self, site: str, do: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(do)
@@ -49,8 +42,8 @@ class Taps:
         """A tap on each TPM command that may change what the TPM keeps; on the others nothing can be lost."""
 
         def tapped(call: Any, command: bytes) -> bytes:
-            code = int.from_bytes(command[6:10], "big")
-            if code not in LASTING:
+            code = lasting.code(command)
+            if code not in self._lasting:
                 return transmit(call, command)
             answer: bytes = self.around(f"TPM command {code:#x}", transmit)(call, command)
             return answer
@@ -61,6 +54,18 @@ class Taps:
         """fsync, rename and unlink, however they are reached."""
         for name in ("fsync", "fdatasync", "replace", "rename", "unlink"):
             setattr(os, name, self.around(f"os.{name}", getattr(os, name)))
+
+    def requests(self) -> None:
+        """Each HTTP request, to its answer."""
+        import urllib3
+
+        urlopen = urllib3.PoolManager.urlopen
+        taps = self
+
+        def tapped(pool: urllib3.PoolManager, method: str, *args: Any, **kwargs: Any) -> Any:
+            return taps.around(f"HTTP {method}", urlopen)(pool, method, *args, **kwargs)
+
+        setattr(urllib3.PoolManager, "urlopen", tapped)  # noqa: B010 - an assignment is refused for its type
 
     def sqlite(self) -> None:
         import apsw
@@ -73,32 +78,29 @@ class Taps:
                 self._name = Path(path).name if path else "temporary"
                 super().__init__("unix", name, flags)
 
-            def xSync(self, flags: int) -> None:
+            def xSync(self, flags: int) -> None:  # noqa: N802 - apsw's name
                 taps.around(f"sync {self._name}", super().xSync)(flags)
 
         class Vfs(apsw.VFS):
             def __init__(self) -> None:
                 super().__init__("tapped", "unix", makedefault=True)
 
-            def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:
+            def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - apsw's name
                 return File(name, flags)
 
         self.vfs = Vfs()  # SQLite keeps no reference
 
     def drivers(self) -> None:
-        """Every method that a driver offers by a HAL interface."""
-        import hal.registry
+        """Every method that a driver offers by a HAL interface. Before anything else imports the registry's `load`."""
+        load = registry.load
 
-        load = hal.registry.load
-        taps = self
+        def tapped(names: list[str]) -> registry.Registry:
+            found = load(names)
+            for name, driver in found.drivers.items():
+                found.drivers[name] = self.driver(driver)
+            return found
 
-        def tapped_load(names: list[str]) -> hal.registry.Registry:
-            registry = load(names)
-            for name, driver in registry.drivers.items():
-                registry.drivers[name] = taps.driver(driver)
-            return registry
-
-        hal.registry.load = tapped_load
+        registry.load = tapped
 
     def driver(self, driver: Any) -> Any:
         import dataclasses
@@ -122,41 +124,40 @@ class Taps:
         if interface.__name__ in ("Channel", "Discovery"):
             return target
         taps = self
-        methods = [name for name in dir(interface) if not name.startswith("_")]
 
-        class Tapped:
-            def __getattr__(self, name: str) -> Any:
-                found = getattr(target, name)
-                if not callable(found):
-                    return found
-                if name == "transmit":
-                    return taps.tpm_command(found)
-                return taps.around(f"{interface.__name__}.{name}", found)
+        def tapped(name: str) -> Any:
+            found = getattr(target, name)
+            if not callable(found):
+                return found
+            if name == "transmit":
+                return taps.tpm_command(found)
+            return taps.around(f"{interface.__name__}.{name}", found)
 
-        for name in methods:
-            # Protocols are checked at run time by the presence of their methods on the class.
-            setattr(Tapped, name, property(functools.partial(Tapped.__getattr__, name=name)))
-        return Tapped()
+        def attribute(name: str) -> property:
+            return property(lambda _self: tapped(name))
+
+        # Protocols are checked at run time by the presence of their methods on the class.
+        names = [name for name in dir(interface) if not name.startswith("_")]
+        made: object = type("Tapped", (), {name: attribute(name) for name in names})()
+        return made
 
 
 def main() -> int:
-    trap_path, process, *arguments = sys.argv[1:]
-    taps = Taps(Trap(Path(trap_path)), process)
+    trap, process, arguments = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    taps = Taps(Trap(trap), process, lasting.read(trap.with_suffix(".lasting")))
     taps.drivers()
     if process == "worker":
-        from station.worker import process as worker
+        from station.worker.process import main as worker
 
-        worker.load = sys.modules["hal.registry"].load
-        return worker.main(arguments)
+        return worker(arguments)
     taps.files()
     taps.sqlite()
-    import station.config
-
-    station.config.load = sys.modules["hal.registry"].load
+    if process == "uploader":
+        taps.requests()
     if process == "run":
         from station.nest import worker_process
 
-        here = [sys.executable, "-I", str(Path(__file__).resolve()), trap_path, "worker"]
+        here = [sys.executable, "-I", str(Path(__file__).resolve()), str(trap), "worker"]
         worker_process.command = lambda descriptor, drivers: [*here, str(descriptor), *drivers]
     from station.cli import main as hallmark
 

@@ -20,7 +20,7 @@ class Trap:
     """`deed` is called by taps; `arm`, `record` and `sprung` by the campaign."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         if not path.exists():
             path.write_bytes(bytes(SIZE))
         with path.open("r+b") as file:
@@ -29,10 +29,11 @@ class Trap:
 
     @property
     def log(self) -> Path:
-        return self._path.with_suffix(".log")
+        return self.path.with_suffix(".log")
 
     def arm(self, process: str, deeds: int) -> None:
         """The process dies at its `deeds`-th deed from now."""
+        self._map[64:SIZE] = bytes(SIZE - 64)
         self._map[: _STATE.size] = _STATE.pack(process.encode(), deeds, 0)
 
     def record(self, process: str) -> None:

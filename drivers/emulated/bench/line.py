@@ -16,18 +16,21 @@ from drivers.emulated.bench.process import Equipment, KeptProcess, wait_for
 from hal.errors import StationError
 
 DAEMONS: Final = ("signer", "run", "uploader")
+BOARD: Final = (sys.executable, "-m", "drivers.emulated.board")
 START_SECONDS: Final = 60.0
 
 
 class Board:
     """One emulated board in its own process, with a TPM of its own."""
 
-    def __init__(self, line: Layout, nest: NestPlan, serial: str, *options: str) -> None:
+    def __init__(
+        self, line: Layout, nest: NestPlan, serial: str, *options: str, program: Sequence[str] = BOARD
+    ) -> None:
         self.nest, self.serial = nest, serial
         self.state = line.root / "bench/boards" / serial
         self.state.parent.mkdir(exist_ok=True)
         self._command = [
-            *(sys.executable, "-m", "drivers.emulated.board", "--state", str(self.state)),
+            *(*program, "--state", str(self.state)),
             *("--port", str(nest.port), "--ek-ca", str(line.ek_ca)),
             *("--board", nest.sku, "--serial", serial, "--until-eof", *options),
         ]
