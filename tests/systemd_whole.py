@@ -1,0 +1,315 @@
+"""What runs inside the container of test_systemd_whole: docs/set-up.md's commands, a bench's equipment, and two boards.
+
+Runs as root in the test's own environment; what it installs runs in its own, from /opt/hallmark. Everything
+that it sees goes to /out/report.json.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from drivers.emulated import image
+from drivers.emulated.bench import softhsm, status
+from drivers.emulated.bench.layout import softhsm_module
+from drivers.emulated.bench.process import wait_for
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT, BENCH = Path("/out"), Path("/run/bench")
+ETC = Path("/etc/hallmark")
+STATUS = Path("/run/hallmark/status.sock")
+SERVICES = ("signer", "station", "uploader")
+TOKEN = "hallmark-ca"
+STATION_TOML = """
+[station]
+name = "line-1"
+mode = "bench"
+drivers = ["port-polling", "serial", "smp-serial", "tcti-tunnel", "pkcs11", "azure-dps"]
+minimum_free_mib = 16
+
+[[discovery]]
+driver = "port-polling"
+settings = {{ paths = ["/run/bench/nest-*"], serial_ports = false, interval = 0.1 }}
+
+[[nest]]
+name = "A"
+place = "/run/bench/nest-a"
+recipe = "gw-200.toml"
+
+[[nest]]
+name = "B"
+place = "/run/bench/nest-b"
+recipe = "gw-300.toml"
+
+[signer]
+settings = {{ module = "{module}", token = "{token}" }}
+
+[escrow]
+officers = ["trust/officer.pem"]
+
+[[sink]]
+name = "dps"
+driver = "azure-dps"
+settings = {{ endpoint = "{endpoint}", policy = "station", key = "dps-key" }}
+"""
+SOFTHSM_DROP_IN = "[Service]\nEnvironment=SOFTHSM2_CONF=/etc/hallmark/softhsm2.conf\n"
+
+report: dict[str, Any] = {"commands": []}
+
+
+def said(*words: str, **options: Any) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False, **options)
+    return done.stdout + done.stderr
+
+
+def blocks() -> list[str]:
+    """The commands of docs/set-up.md that are marked to be run."""
+    return re.findall(
+        r"^```sh run\n(.*?)^```$", (ROOT / "docs/set-up.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+
+
+def note(stage: str) -> None:
+    """For whoever looks at a container that hangs."""
+    with (OUT / "stages").open("a") as stages:
+        stages.write(f"{time.monotonic():.1f} {stage}\n")
+
+
+def run(block: str) -> None:
+    note(block.partition("\n")[0])
+    began = time.monotonic()
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block], cwd="/carry", capture_output=True, text=True, timeout=60,
+        check=False, stdin=subprocess.DEVNULL,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
+    )  # fmt: skip
+    seconds = round(time.monotonic() - began, 1)
+    report["commands"].append(
+        {"commands": block, "code": done.returncode, "said": done.stdout + done.stderr, "seconds": seconds}
+    )
+    if done.returncode:
+        raise RuntimeError(f"{block}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+
+def share_packages() -> None:
+    """The carried wheels are Hallmark's alone: the libraries are those of the test's own environment."""
+    site = next(Path("/opt/hallmark/lib").glob("python3.*/site-packages"))
+    ours = next(Path(sys.prefix).glob("lib/python3.*/site-packages"))
+    (site / "libraries.pth").write_text(f"{ours}\n")
+
+
+def equipment(name: str, *words: str, user: str | None = None) -> subprocess.Popen[bytes]:
+    log = (BENCH / f"{name}.log").open("ab")
+    return subprocess.Popen(
+        [sys.executable, "-m", *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+        user=user, group=user, extra_groups=[] if user else None, env={**os.environ, "HOME": "/"},
+    )  # fmt: skip
+
+
+def cloud() -> str:
+    """Its address."""
+    process = equipment(
+        "dps", "drivers.emulated.dps", "--state", str(BENCH / "dps.db"), "--policy", "station",
+        "--key-file", str(ETC / "credentials/dps-key"), "--control", str(BENCH / "dps.sock"),
+    )  # fmt: skip
+    return str(json.loads(process.stdout.readline() if process.stdout else b"")["endpoint"])
+
+
+def board(nest: str, sku: str) -> None:
+    """As the station's user, to whom its terminal then belongs, as a real port does through the group dialout."""
+    equipment(
+        f"board-{nest}", "drivers.emulated.board", "--state", str(BENCH / f"board-{nest}"),
+        "--port", str(BENCH / f"nest-{nest}"), "--ek-ca", str(BENCH / "ek-ca"), "--board", sku,
+        "--serial", f"SN-{nest}", "--baud", "921600", "--unplugged", user="hallmark",
+    )  # fmt: skip
+    wait_for(f"board {nest}", 30, (BENCH / f"board-{nest}/control").exists)
+
+
+def control(nest: str, word: str) -> None:
+    with socket.socket(socket.AF_UNIX) as asked:
+        asked.settimeout(20)
+        asked.connect(str(BENCH / f"board-{nest}/control"))
+        asked.sendall(word.encode() + b"\n")
+        answer = json.loads(asked.makefile("rb").readline())
+    if not answer.get("ok"):
+        raise RuntimeError(f"{word}: {answer}")
+
+
+def factory() -> None:
+    """What a factory brings: an HSM, its PIN, its station.toml, a cloud, a recipe that its network knows."""
+    BENCH.mkdir(exist_ok=True)
+    shutil.chown(BENCH, "hallmark", "hallmark")
+    tokens = Path("/var/lib/hallmark/signer/tokens")
+    tokens.mkdir()
+    (ETC / "softhsm2.conf").write_text(
+        f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
+    )
+    os.environ["SOFTHSM2_CONF"] = str(ETC / "softhsm2.conf")
+    pin = secrets.token_hex(8)
+    softhsm.make_token(TOKEN, pin, {"SOFTHSM2_CONF": os.environ["SOFTHSM2_CONF"]})
+    for name, value in (("ca-pin", pin), ("dps-key", base64.b64encode(secrets.token_bytes(32)).decode())):
+        path = ETC / "credentials" / name
+        path.touch(mode=0o600)
+        path.write_text(value)
+    drop_in = Path("/etc/systemd/system/hallmark-signer.service.d/softhsm.conf")
+    drop_in.parent.mkdir()
+    drop_in.write_text(SOFTHSM_DROP_IN)
+    said("systemctl", "daemon-reload")
+    text = STATION_TOML.format(module=softhsm_module(), token=TOKEN, endpoint=cloud())
+    (ETC / "station.toml").write_text(text)
+
+
+def images() -> None:
+    for sku in ("gw-200", "gw-300"):
+        built = image.build("1.4.2", secrets.token_bytes(64 * 1024))
+        (ETC / f"images/{sku}-1.4.2.bin").write_bytes(built)
+
+
+def trust() -> None:
+    """The boards are made, and with them their TPMs' maker; a SoftHSM token's files are the signer's."""
+    for nest, sku in (("a", "gw-200"), ("b", "gw-300")):
+        board(nest, sku)
+    for name in ("swtpm-localca-rootca-cert.pem", "issuercert.pem"):
+        shutil.copy(BENCH / "ek-ca" / name, ETC / "trust/ek" / name)
+        (ETC / "trust/ek" / name).chmod(0o644)
+    for path in (
+        Path("/var/lib/hallmark/signer/tokens"),
+        *Path("/var/lib/hallmark/signer/tokens").rglob("*"),
+    ):
+        shutil.chown(path, "hallmark-signer", "hallmark-signer")
+
+
+BEFORE = {"hallmark ca init": factory, "hallmark recipe sign-images": images, "systemctl start": trust}
+"""Done before the block that begins so."""
+
+
+def snapshot() -> dict[str, Any] | None:
+    found = status.ask(STATUS, "/v1/status")
+    return found if isinstance(found, dict) and "nests" in found else None
+
+
+def nest(name: str) -> dict[str, Any]:
+    found = snapshot()
+    return next((item for item in found["nests"] if item["name"] == name), {}) if found else {}
+
+
+def show(service: str) -> dict[str, str]:
+    words = "ActiveState,SubState,NRestarts,StatusText,MainPID,Result,Type,WatchdogUSec"
+    lines = said("systemctl", "show", f"hallmark-{service}", f"--property={words}").splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def passed(name: str) -> bool:
+    found = nest(name)
+    if found.get("state") == "done" and found.get("outcome") not in ("", None, "PASS", "ERROR", "ABORTED"):
+        raise RuntimeError(f"nest {name}: {found}")
+    return found.get("state") == "done" and found.get("outcome") == "PASS"
+
+
+def acknowledged(count: int) -> bool:
+    found = snapshot()
+    return bool(found) and found is not None and found["outbox"].get("acknowledged") == count
+
+
+def kill(service: str) -> None:
+    """SIGKILL, and back by systemd: another process, active, which means that it said READY."""
+    before = show(service)["MainPID"]
+    os.kill(int(before), signal.SIGKILL)
+
+    def back() -> bool:
+        now = show(service)
+        return now["ActiveState"] == "active" and now["MainPID"] not in ("0", before)
+
+    wait_for(f"{service} to be back", 20, back)
+
+
+def processes() -> dict[str, dict[str, Any]]:
+    """What the kernel says of each service's main process and, of the station, of a worker."""
+    found = {}
+    for service in SERVICES:
+        pid = int(show(service)["MainPID"])
+        found[service] = process(pid)
+        if service == "station":
+            threads = Path(f"/proc/{pid}/task").glob("*/children")
+            workers = [int(child) for thread in threads for child in thread.read_text().split()]
+            found["worker"] = process(workers[0])
+    return found
+
+
+def process(pid: int) -> dict[str, Any]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return {
+        "user": Path(f"/proc/{pid}").owner(),
+        "capabilities": fields["CapEff"],
+        "no new privileges": fields["NoNewPrivs"],
+        "seccomp": fields["Seccomp"],
+        "program": Path(f"/proc/{pid}/exe").readlink().name,
+        "words": Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1].decode(),
+        "environment": sorted(item.partition(b"=")[0].decode() for item in environment if item),
+    }
+
+
+def whole() -> None:
+    for block in blocks():
+        for beginning, act in BEFORE.items():
+            if block.startswith(beginning):
+                note(act.__name__)
+                act()
+        run(block)
+        if "install.sh programs" in block:
+            share_packages()
+    report["checked"] = json.loads(said("/opt/hallmark/bin/hallmark", "check", "--json"))
+    wait_for("the station to answer", 20, snapshot)
+    note("board A")
+    control("a", "plug")
+    wait_for("board A to pass", 40, lambda: passed("A"))
+    wait_for("the upload", 20, lambda: acknowledged(1))
+    note("looking")
+    report["services"] = {service: show(service) for service in SERVICES}
+    report["processes"] = processes()
+    for service in SERVICES:
+        note(f"kill {service}")
+        kill(service)
+    wait_for("the station to answer again", 20, snapshot)
+    note("board B")
+    control("b", "plug")
+    wait_for("board B to be under way", 20, lambda: nest("B").get("step_index", 0) >= 1)
+    kill("station")
+    wait_for("board B to pass", 60, lambda: passed("B"))
+    wait_for("the second upload", 20, lambda: acknowledged(2))
+    report["after"] = {service: show(service) for service in SERVICES}
+    report["enrollments"] = status.ask(BENCH / "dps.sock", "/emulator/enrollments")
+    run("hallmark units export --all --out /out/units\nhallmark status\nhallmark ca status\nhallmark outbox")
+    run("systemctl stop hallmark.target 'hallmark-*'")
+    report["stopped"] = {service: show(service) for service in SERVICES}
+
+
+def main() -> None:
+    (OUT / "booted").touch()
+    try:
+        whole()
+    except Exception:
+        report["problem"] = traceback.format_exc()
+        report["snapshot"] = snapshot()
+        report["logs"] = {str(path): path.read_text()[-2000:] for path in BENCH.glob("*.log")}
+    finally:
+        report["journal"] = said("journalctl", "-o", "short", "--no-pager")[-200_000:]
+        (OUT / "report.json").write_text(json.dumps(report, indent=1, default=str))
+
+
+if __name__ == "__main__":
+    main()
