@@ -13,6 +13,7 @@ from drivers.emulated.bench import layout as files
 from drivers.emulated.bench.layout import Layout, NestPlan
 from drivers.emulated.bench.line import DAEMONS, Line
 from drivers.emulated.bench.process import KeptProcess, wait_for
+from station.paths import Paths
 from station.status.client import StatusClient
 from tests.bench import cost
 from tests.bench.boards import Maker
@@ -23,7 +24,8 @@ READY_SECONDS = 60.0
 class Rig:
     def __init__(self, line: Line) -> None:
         self.line, self.layout = line, line.layout
-        self.client = StatusClient(self.layout.root / "run/hallmark/status.sock")
+        self.paths = Paths(self.layout.root)
+        self.client = StatusClient(self.paths.status_socket)
         self.boards = Maker(self.layout)
         self.ready: dict[str, float] = {}
         """Seconds from the start of each daemon to its READY=1, as systemd would see it."""

@@ -59,7 +59,7 @@ def _requests(count: int, first: int) -> list[SignRequest]:
 
 
 def run(rig: Rig, count: int) -> list[Row]:
-    signer = SignerClient(rig.layout.root / "run/hallmark/signer.sock")
+    signer = SignerClient(rig.paths.signer_socket)
     signer.check_token()
     rows, first = [], 0
     for connections in (1, 8):

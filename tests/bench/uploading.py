@@ -40,7 +40,7 @@ def _enrollment(prefix: str, number: int, ek: bytes) -> Enrollment:
 
 def _fill(made: Rig, count: int, ek: bytes) -> None:
     """So many units that have passed while there was no network."""
-    path = made.layout.root / "var/lib/hallmark/station/station.db"
+    path = made.paths.database
     path.parent.mkdir(parents=True, exist_ok=True)
     with Store.open(path) as store:
         for number in range(count):
