@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 from cryptography import x509
 
-from hal.errors import EkMismatch, HallmarkError, ProtocolViolation, StationError
+from hal.errors import EkMismatch, HallmarkError, ProtocolViolation, ResidencyUnproven, StationError
 from hal.secret import Secret
 from station import messages
 from station.archive import archive_record
@@ -223,6 +223,8 @@ class VisitService:
             raise ProtocolViolation(
                 f"a worker asked for profile {message.profile!r}, which its recipe does not name"
             )
+        if self._ek_name is not None and message.key_proof.get("ek_name") not in (None, self._ek_name):
+            raise ResidencyUnproven("the key's residency proof is against another endorsement key than the unit's")
         chain = self._services.signer.issue(
             messages.SignRequest(unit.unit, unit.registration_id, message.profile, message.csr)
         )
