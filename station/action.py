@@ -7,6 +7,7 @@ reads a clock: the runner does.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -115,7 +116,7 @@ class Trip:
         return self.facts[name]
 
 
-class Action:
+class Action(abc.ABC):
     """One change to the device (or one look at it), with its own journal row."""
 
     name: ClassVar[str]
@@ -126,13 +127,13 @@ class Action:
     absence: float | None = None
     """Seconds that the board may be away while this is applied."""
 
+    @abc.abstractmethod
     def probe(self, trip: Trip) -> Facts | None:
         """Asks the device: facts when it is done, None when not; raises when what is there must not be touched."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def apply(self, trip: Trip) -> None:
         """Does it. Not called when `probe` found it done."""
-        raise NotImplementedError
 
     def verify(self, trip: Trip) -> Facts:
         """Asks the device again."""
