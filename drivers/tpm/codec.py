@@ -24,6 +24,7 @@ ST_RSP_COMMAND: Final = 0x00C4
 CC_STARTUP: Final = 0x0144
 CC_SHUTDOWN: Final = 0x0145
 CC_FLUSH_CONTEXT: Final = 0x0165
+CC_READ_PUBLIC: Final = 0x0173
 CC_GET_CAPABILITY: Final = 0x017A
 CC_READ_CLOCK: Final = 0x0181
 
@@ -86,6 +87,10 @@ def get_capability(capability: int, first: int, count: int) -> bytes:
     return command(CC_GET_CAPABILITY, (capability, 4), (first, 4), (count, 4))
 
 
+def read_public(handle: int) -> bytes:
+    return command(CC_READ_PUBLIC, (handle, 4))
+
+
 def read_clock() -> bytes:
     return command(CC_READ_CLOCK)
 
@@ -99,6 +104,21 @@ def response_code(response: bytes) -> int:
             f"no TPM response: {len(response)} octets, tag 0x{tag:04x}, which say that they are {size}"
         )
     return int.from_bytes(response[6:10], "big")
+
+
+def public(response: bytes) -> bytes:
+    """TPM2_ReadPublic's answer: its TPM2B_PUBLIC, unread. Name and qualified name follow it (Part 3, 12.4)."""
+    body = response[HEADER_LENGTH:]
+    found: list[bytes] = []
+    for _ in range(3):
+        length = 2 + int.from_bytes(body[:2], "big")
+        found.append(body[:length])
+        if len(body) < length:
+            break
+        body = body[length:]
+    if len(found) != 3 or body:
+        raise ProtocolViolation("a TPM object's public area, Name and qualified Name don't fit their answer")
+    return found[0]
 
 
 def handles(response: bytes) -> tuple[bool, list[int]]:

@@ -43,6 +43,8 @@ class Tpm:
         self._tcti = TunnelTcti(transport)
         self._esapi: ESAPI | None = None
         self._open: Counter[int] = Counter()
+        self._persistent: dict[int, ESYS_TR] = {}
+        """ESAPI's objects for persistent keys, by handle: it asks the TPM for each one anew, over a slow line maybe."""
         self._used = self._gone = self._confused = False
         self._boot: bytes | None = None
         """The TPM's resetCount and restartCount when ESAPI was made; None where it doesn't tell."""
@@ -136,6 +138,7 @@ class Tpm:
     def _drop(self) -> None:
         """After a failure ESAPI only says "wrong order"; what it leaves in the TPM is swept by the next connection."""
         self._open.clear()
+        self._persistent.clear()  # they end with ESAPI
         esapi, self._esapi = self._esapi, None
         if esapi is not None:
             esapi.close()
@@ -201,13 +204,18 @@ class Tpm:
         return value
 
     def read_public(self, handle: int) -> bytes | None:
-        """TPM2B_PUBLIC of a persistent object, None when there is none."""
-        if handle not in self.handles(handle, handle):
+        """TPM2B_PUBLIC of a persistent object as the TPM has it now, None when there is none."""
+        response = self._tcti.exchange(codec.read_public(handle))
+        code = codec.response_code(response)
+        if code == codec.RC_SUCCESS:
+            return public.octets(public.parsed(codec.public(response)))
+        if base(code) == RC_HANDLE:
             return None
-        esapi = self.connected()
-        with self.persistent(handle) as item:
-            area, _, _ = esapi.read_public(item)
-            return public.octets(area)
+        raise mapped(code, f"reading the key at 0x{handle:08x}")
+
+    def is_persistent(self, handle: int) -> bool:
+        """Whether there is an object at `handle`."""
+        return handle in self._persistent or handle in self.handles(handle, handle)
 
     # --- resources of ESAPI -------------------------------------------------------------------------------------
 
@@ -224,9 +232,16 @@ class Tpm:
     def persistent(self, handle: int) -> Iterator[ESYS_TR]:
         """ESAPI's object for a persistent key or an NV index.
 
-        Counted: asked twice for one handle ESAPI gives the same object, and one close would take it from both.
+        A key's is kept: Hallmark puts keys at free handles only, and takes none away. An NV index's is counted: asked
+        twice for one handle ESAPI gives the same object, and one close would take it from both.
         """
         esapi = self.connected()
+        if handle >= codec.PERSISTENT_OBJECTS:
+            if handle not in self._persistent:
+                self._persistent[handle] = esapi.tr_from_tpmpublic(handle)
+            with self._watched():
+                yield self._persistent[handle]
+            return
         item = esapi.tr_from_tpmpublic(handle)
         self._open[int(item)] += 1
         try:

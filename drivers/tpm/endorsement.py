@@ -49,6 +49,8 @@ def text(words: list[int]) -> str:
 class Endorsements:
     def __init__(self, tpm: Tpm) -> None:
         self._tpm = tpm
+        self._burnt_in: tuple[dict[int, bytes], tuple[bytes, ...]] | None = None
+        """What the maker put into NV, certificates and chain: large, and the same for the whole visit."""
 
     def describe(self, call: Call) -> TpmDescription:
         with self._tpm.use(call, "describing the TPM"):
@@ -71,7 +73,9 @@ class Endorsements:
         """Persistent EKs, then those derived for certificates that match none of them, or when there is none at all."""
         with self._tpm.use(call, "reading the EKs"):
             keys = list(self._persistent())
-            found = self._certificates()
+            if self._burnt_in is None:
+                self._burnt_in = self._certificates(), self._chain()
+            found, chain = self._burnt_in
             wanted = [
                 templates.EK_TEMPLATES[index] for index, der in found.items() if not _belongs(der, keys)
             ]
@@ -82,7 +86,6 @@ class Endorsements:
                 derived = self._derived(template)
                 if derived is not None and all(derived.name != key.name for key in keys):
                     keys.append(derived)
-            chain = self._chain()
         named = [replace(key, certificate=_certificate_of(key, found.values())) for key in keys]
         matched = {key.certificate for key in named}
         return EndorsementReport(

@@ -28,7 +28,7 @@ def endorsement_key(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
         if ek.handle is None:
             template = templates.ek(ek.template, lambda index: nv.read(tpm, index))
             item, _ = stack.enter_context(tpm.primary(Hierarchy.ENDORSEMENT, template))
-        elif ek.handle in tpm.handles(ek.handle, ek.handle):
+        elif tpm.is_persistent(ek.handle):
             item = stack.enter_context(tpm.persistent(ek.handle))
         else:
             raise EkMismatch(f"there is no key at 0x{ek.handle:08x}, where the EK was")

@@ -141,6 +141,20 @@ def _prove_resident(trip: Trip) -> ResidencyProof:
     return proof
 
 
+def _proof(trip: Trip) -> ResidencyProof:
+    """The one that `residency` has got in this visit, where the recipe's place has that action; else a new one."""
+    if "key_proof" not in trip.facts:
+        return _prove_resident(trip)
+    return ResidencyProof(
+        ek_name=trip.octets("ek_name"),
+        key_name=trip.octets("key_name"),
+        key_public=trip.octets("key_public"),
+        id_object=trip.octets("key_id_object"),
+        encrypted_secret=trip.octets("key_encrypted_secret"),
+        secret=trip.octets("key_proof"),
+    )
+
+
 class Issue(Action):
     """The unit has its certificate, from the ledger when it had one before."""
 
@@ -157,7 +171,7 @@ class Issue(Action):
         return {"certificate_chain": certificates}
 
     def apply(self, trip: Trip) -> None:
-        proof = _prove_resident(trip) if trip.board.has(EndorsementIdentity, trip.options.place) else None
+        proof = _proof(trip) if trip.board.has(EndorsementIdentity, trip.options.place) else None
         csr = _place(trip).csr(trip.call, trip.text("registration_id"))
         _check_csr(csr, trip.octets("key_spki"), trip.text("registration_id"))
         trip.facts["certificate_chain"] = list(trip.desk.issue(trip.options.profile, csr, proof))
