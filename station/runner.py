@@ -23,6 +23,7 @@ from hal.errors import (
     PeerUnavailable,
     RecipeError,
     TokenAbsent,
+    VerifyMismatch,
 )
 from hal.interfaces import DeviceIdentity
 from hal.types import Enrollment
@@ -110,7 +111,14 @@ class Runner:
 
     def _change(self, action: Action) -> Facts:
         self._timed(action, "apply", action.apply)
-        return self._timed(action, "verify", action.verify)
+        try:
+            return self._timed(action, "verify", action.verify)
+        except VerifyMismatch as error:
+            # A board may have restarted in between, unseen behind a port that stays, and have forgotten what it had not
+            # kept yet. What it doesn't show the second time either, it doesn't take.
+            self.report.phase(self.step, action.name, "wait", seconds=1.0, note=str(error))
+            self._timed(action, "apply", action.apply)
+            return self._timed(action, "verify", action.verify)
 
     def _away(self, action: Action) -> Facts:
         """Applies what makes the board vanish, and verifies on the board that comes back to the same place."""

@@ -71,7 +71,19 @@ def test_a_pass_is_the_last_thing_and_only_the_last_action_finishes(stage: Stage
 def test_an_action_that_leaves_no_trace_is_no_success(stage: Stage, device: set[str]) -> None:
     with pytest.raises(VerifyMismatch, match="does not show what was just done"):
         stage.run(plan(Deed("a", stage, device, sticks=False)))
+    assert stage.said.count("apply a") == 2
     assert "finish s.a" not in stage.said
+
+
+def test_a_board_that_restarted_and_forgot_what_it_had_not_kept_is_told_once_more(
+    stage: Stage, device: set[str]
+) -> None:
+    """As with settings that are in RAM until they are saved: its port stayed, and nobody noticed the restart."""
+    deed = Deed("a", stage, device, sticks=False)
+    others = iter([set(), {"a"}])  # what it shows after the first and the second time
+    deed._doing = lambda _: device.update(next(others))
+    stage.run(plan(deed))
+    assert stage.said == ["enter", "probe a", "begin s.a", *("apply a", "probe a") * 2, "finish s.a"]
 
 
 def test_facts_go_to_the_journal_and_to_later_steps(stage: Stage, device: set[str]) -> None:
