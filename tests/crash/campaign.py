@@ -30,6 +30,7 @@ BATCH: Final = "batch"
 """A trip of one board of each recipe at once, while the cloud is away; it comes back to a batch, and fails once."""
 START: Final = "start"
 """The process is killed and started again, then a board of the first recipe comes."""
+STARTED: Final = ("run", "signer")
 TRIP_SECONDS: Final = 60.0
 IMAGE_SIZE: Final = 16 * 1024
 HERE: Final = Path(__file__).parent
@@ -37,14 +38,15 @@ HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Point:
-    """`process` dies at its `deed`-th deed (from 1) of that trip (a recipe, BATCH or START).
+    """`process` dies in that trip (a recipe, BATCH or START) when it is at `site` for the `times`-th time (from 1).
 
-    "board": its power is cut in the middle of that effect.
+    "board": its power is cut in the middle of its `deed`-th effect.
     """
 
     process: str
     deed: int
     site: str
+    times: int
     trip: str
 
 
@@ -97,32 +99,31 @@ class Campaign:
         return self.trap.path.with_suffix(".lasting")
 
     def points(self, trip: str, processes: Sequence[str] = PROCESSES) -> Iterator[Point]:
-        """Watches whole trips, one for each process."""
+        """Watches whole trips: what was done there by those processes."""
+        if trip == START:
+            done = {process: self._start(process) for process in STARTED if process in processes}
+        elif trip == BATCH:
+            done = {"uploader": self._watched(BATCH)["uploader"]}
+        else:
+            done = self._watched(trip)
         for process in processes:
-            if trip == BATCH and process != "uploader":
-                continue
-            if trip == START and process not in ("run", "signer"):
-                continue
-            for number, site in enumerate(self._watched(process, trip), 1):
-                yield Point(process, number, site, trip)
+            found = done.get(process, [])
+            for number, site in enumerate(found, 1):
+                yield Point(process, number, site, found[:number].count(site), trip)
 
-    def _watched(self, process: str, trip: str) -> list[str]:
-        if process == "board":
-            board = self._board(trip)
-            self._finish([board])
-            return board.effects.read_text().splitlines()
-        ways = [trip, RECIPES[0]] if trip == START else [trip]
-        deeds = [self._recorded(process, way) for way in ways]
-        # Of a start, only what comes before the board.
-        return deeds[0][: len(deeds[0]) - sum(map(len, deeds[1:]))]
+    def _start(self, process: str) -> list[str]:
+        """What it did before the board came, which is watched by itself."""
+        with_board, board = self._watched(START, process)[process], self._watched(RECIPES[0])[process]
+        return with_board[: len(with_board) - len(board)]
 
-    def _recorded(self, process: str, trip: str) -> list[str]:
-        self.trap.record(process)
+    def _watched(self, trip: str, process: str = "") -> dict[str, list[str]]:
+        """The deeds of each process in one trip, and the effects on its first board."""
+        self.trap.record()
         try:
-            self._go(process, trip)
-            return self.trap.recorded()
+            boards = self._go(process, trip)
         finally:
             self.trap.disarm()
+        return {**self.trap.recorded(), "board": boards[0].effects.read_text().splitlines()}
 
     def run(self, point: Point) -> Result:
         began = time.monotonic()
@@ -137,10 +138,10 @@ class Campaign:
 
     def _kill(self, point: Point) -> str | None:
         def arm() -> None:
-            self.trap.arm(point.process, point.deed)
+            self.trap.arm(point.process, point.site, point.times)
 
         self._go(point.process, point.trip, arm)
-        return self.trap.sprung()
+        return point.site if self.trap.sprung() else None
 
     def _power_cut(self, point: Point) -> str | None:
         board = self._board(point.trip)
@@ -151,16 +152,16 @@ class Campaign:
 
     # --- trips --------------------------------------------------------------------------------------------------
 
-    def _go(self, process: str, trip: str, arm: Callable[[], None] = lambda: None) -> None:
+    def _go(self, process: str, trip: str, arm: Callable[[], None] = lambda: None) -> list[WatchedBoard]:
+        """A whole trip. `process` is the one that is killed before a START."""
         if trip == BATCH:
-            self._batch(arm)
-            return
+            return self._batch(arm)
         arm()
         if trip == START:
             self.line.daemons[process].kill()
-        self._finish([self._board(RECIPES[0] if trip == START else trip)])
+        return self._finish([self._board(RECIPES[0] if trip == START else trip)])
 
-    def _batch(self, arm: Callable[[], None]) -> None:
+    def _batch(self, arm: Callable[[], None]) -> list[WatchedBoard]:
         self.line.cloud.away()
         try:
             boards = [self._board(recipe) for recipe in RECIPES]
@@ -171,7 +172,7 @@ class Campaign:
             Control(self.root / "bench/dps.sock").fail(500)
         finally:
             self.line.cloud.back()
-        self._finish(boards)
+        return self._finish(boards)
 
     def _board(self, recipe: str) -> WatchedBoard:
         self.seen = {name: str(nest["visit"]) for name, nest in self.line.nests().items()} or self.seen
@@ -181,7 +182,7 @@ class Campaign:
         self.line.boards[:] = [board, *self.line.boards[:1]]  # at most two are in the nests
         return board
 
-    def _finish(self, boards: list[WatchedBoard]) -> None:
+    def _finish(self, boards: list[WatchedBoard]) -> list[WatchedBoard]:
         """Passed, uploaded, switched off, judged."""
         names = [str(self._until_passed(board)["registration_id"]) for board in boards]
         wait_for(
@@ -195,9 +196,10 @@ class Campaign:
         for board in boards:
             self._until_empty(board)
         for board, name in zip(boards, names, strict=True):
-            judge(self._evidence(board, name))
+            judge(self.evidence(board, name))
+        return boards
 
-    def _evidence(self, board: Board, name: str) -> Evidence:
+    def evidence(self, board: Board, name: str) -> Evidence:
         state = self.root / "var/lib/hallmark"
         return Evidence(
             sku=board.nest.sku,

@@ -1,6 +1,6 @@
-"""A trap that several processes share: it counts what they do, and the one that is armed dies at its n-th deed.
+"""A trap that several processes share: it counts what they do, and the one that is armed dies at a deed of its own.
 
-The count is in a small mapped file, so that it survives the deaths, and costs nothing while no one is armed.
+It is a small mapped file, so that it survives the deaths, and costs nothing while no one is armed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import threading
 from pathlib import Path
 
 SIZE = 4096
-_STATE = struct.Struct("<16sII")  # who is armed ("" for nobody), deeds left, whether deeds are written down
+_STATE = struct.Struct("<16s1024sII")
+"""Who is armed and at which site ("" for nobody), deeds left there, whether everybody's deeds are written down."""
 
 
 class Trap:
-    """`deed` is called by taps; `arm`, `record` and `sprung` by the campaign."""
+    """`deed` is called by taps; the rest by the campaign."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,43 +32,50 @@ class Trap:
     def log(self) -> Path:
         return self.path.with_suffix(".log")
 
-    def arm(self, process: str, deeds: int) -> None:
-        """The process dies at its `deeds`-th deed from now."""
-        self._map[64:SIZE] = bytes(SIZE - 64)
-        self._map[: _STATE.size] = _STATE.pack(process.encode(), deeds, 0)
+    def arm(self, process: str, site: str, times: int) -> None:
+        """The process dies when it is at `site` for the `times`-th time from now (1: the next)."""
+        self._set(process, site, times)
 
-    def record(self, process: str) -> None:
-        """From now on the process's deeds are written down, and nobody dies."""
+    def record(self) -> None:
+        """From now on everybody's deeds are written down, and nobody dies."""
         self.log.write_text("")
-        self._map[: _STATE.size] = _STATE.pack(process.encode(), 0, 1)
+        self._set(recording=True)
 
     def disarm(self) -> None:
-        self._map[: _STATE.size] = _STATE.pack(b"", 0, 0)
+        self._set()
 
-    def sprung(self) -> str | None:
-        """Where the armed process died, once it did."""
-        armed, _left, _recording = _STATE.unpack(self._map[: _STATE.size])
-        return None if armed.rstrip(b"\0") else self._where()
+    def sprung(self) -> bool:
+        """Whether the armed process has died there."""
+        armed, _site, _left, _recording = self._get()
+        return not armed
 
-    def recorded(self) -> list[str]:
-        return self.log.read_text().splitlines()
+    def recorded(self) -> dict[str, list[str]]:
+        """Sites by process, in order."""
+        found: dict[str, list[str]] = {}
+        for line in self.log.read_text().splitlines():
+            process, site = line.split("\t")
+            found.setdefault(process, []).append(site)
+        return found
 
     def deed(self, process: str, site: str) -> None:
         """Something durable or irreversible is about to be done, or was just done, by `process`."""
         with self._lock:
-            armed, left, recording = _STATE.unpack(self._map[: _STATE.size])
-            if armed.rstrip(b"\0") != process.encode():
-                return
+            armed, wanted, left, recording = self._get()
             if recording:
                 with self.log.open("a") as log:
-                    log.write(site + "\n")
+                    log.write(f"{process}\t{site}\n")
+                return
+            if (armed, wanted) != (process, site):
                 return
             if left > 1:
-                self._map[: _STATE.size] = _STATE.pack(armed, left - 1, 0)
+                self._set(armed, wanted, left - 1)
                 return
-            self._map[64:SIZE] = site.encode()[: SIZE - 64].ljust(SIZE - 64, b"\0")
             self.disarm()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def _where(self) -> str:
-        return bytes(self._map[64:SIZE]).rstrip(b"\0").decode(errors="replace")
+    def _get(self) -> tuple[str, str, int, bool]:
+        armed, site, left, recording = _STATE.unpack(self._map[: _STATE.size])
+        return armed.rstrip(b"\0").decode(), site.rstrip(b"\0").decode(), left, bool(recording)
+
+    def _set(self, process: str = "", site: str = "", left: int = 0, *, recording: bool = False) -> None:
+        self._map[: _STATE.size] = _STATE.pack(process.encode(), site.encode(), left, recording)

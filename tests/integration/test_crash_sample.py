@@ -1,0 +1,62 @@
+"""A few points of `./dev crash`, one of each kind, chosen by what is done there; the campaign itself takes all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash.campaign import BATCH, RECIPES, START, Campaign, Point
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Iterator[Campaign]:
+    # Not below pytest's folder: paths of unix sockets are short.
+    with tempfile.TemporaryDirectory(prefix="hm-") as folder, Campaign(Path(folder) / "1") as line:
+        yield line
+
+
+@pytest.fixture(scope="module")
+def trip(campaign: Campaign) -> list[Point]:
+    return list(campaign.points(RECIPES[1]))
+
+
+def find(points: list[Point], process: str, site: str) -> Point:
+    """The last point of that process whose site has those words."""
+    return [point for point in points if point.process == process and site in point.site][-1]
+
+
+def check(campaign: Campaign, point: Point) -> None:
+    result = campaign.run(point)
+    assert result.problem is None
+    assert result.died_at == point.site
+
+
+def test_worker_killed_once_the_lockout_auth_is_set(campaign: Campaign, trip: list[Point]) -> None:
+    check(campaign, find(trip, "worker", "after TPM command 0x129"))
+
+
+def test_board_without_power_in_the_middle_of_its_key_becoming_persistent(
+    campaign: Campaign, trip: list[Point]
+) -> None:
+    check(campaign, find(trip, "board", "0x120"))
+
+
+def test_station_killed_before_its_last_write_of_a_trip(campaign: Campaign, trip: list[Point]) -> None:
+    check(campaign, find(trip, "run", "before sync station.db-wal"))
+
+
+def test_signer_killed_once_the_token_has_signed(campaign: Campaign, trip: list[Point]) -> None:
+    check(campaign, find(trip, "signer", "after CaToken.sign"))
+
+
+def test_signer_killed_between_the_mark_of_a_pin_attempt_and_the_login(campaign: Campaign) -> None:
+    points = list(campaign.points(START, ["signer"]))
+    marked = find(points, "signer", "after os.replace")
+    check(campaign, points[marked.deed + 1])
+
+
+def test_uploader_killed_in_the_middle_of_a_batch(campaign: Campaign) -> None:
+    check(campaign, Point("uploader", 6, "after HTTP PUT", 1, BATCH))
