@@ -28,6 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--watch", action="store_true", help="live until q or Ctrl-C; without a terminal, a line a change"
     )
     what.add_argument("--svg", metavar="FILE", type=Path, help="the panel as it is now, as a picture")
+    parser.add_argument(
+        "--columns",
+        metavar="N",
+        type=int,
+        default=watch.PICTURE_COLUMNS,
+        help="how wide --svg draws it (150)",
+    )
     what.add_argument("--pause", action="store_true", help="begin no new visits (operators)")
     what.add_argument("--resume", action="store_true", help="begin visits again (operators)")
     what.add_argument(
@@ -56,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         return _verdict(watch.as_lines(client, out))
     snapshot = client.snapshot()
     if args.svg is not None:
-        watch.save_svg(snapshot, args.svg)
+        watch.save_svg(snapshot, args.svg, max(40, args.columns))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in wording.summary(snapshot)))
     return _verdict(snapshot)

@@ -61,6 +61,8 @@ class NestView(Struct, frozen=True):
     step_index: int = 0
     """1 for the first step; 0 before it."""
     step_count: int = 0
+    steps: list[str] = field(default_factory=list)
+    """Those of the recipe, in order."""
     done: int = 0
     total: int | None = None
     """Of `done`; None when the action can't tell."""

@@ -27,6 +27,7 @@ from station.status.view import NestState, Snapshot
 
 BUSY_SECONDS: Final = 0.25
 IDLE_SECONDS: Final = 1.0
+PICTURE_COLUMNS: Final = 150
 QUIT_KEYS: Final = b"qQ\x03\x04"
 """And Ctrl-C and Ctrl-D, in case they come as characters."""
 
@@ -101,8 +102,8 @@ def as_lines(client: StatusClient, out: TextIO) -> Snapshot:
     return follower.snapshot
 
 
-def save_svg(snapshot: Snapshot, file: Path, width: int = 150, height: int = 42) -> None:
-    """The panel as a picture."""
+def save_svg(snapshot: Snapshot, file: Path, width: int = PICTURE_COLUMNS, height: int = 42) -> None:
+    """The panel as a picture, as a terminal of so many columns and rows would show it."""
     with Path(os.devnull).open("w") as nowhere:
         console = Console(
             record=True,
@@ -115,7 +116,9 @@ def save_svg(snapshot: Snapshot, file: Path, width: int = 150, height: int = 42)
         console.print(panel.render(snapshot, width, height))
         picture = console.export_svg(title="hallmark status --watch")
     # rich has the picture load its font from the internet; the viewer's own monospaced one does.
-    file.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
+    picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
+    # Some viewers strip a text's leading no-break spaces.
+    file.write_text(picture.replace("<svg ", '<svg xml:space="preserve" ', 1))
 
 
 def _print(out: TextIO, lines: list[str]) -> None:

@@ -83,6 +83,13 @@ def doing(nest: NestView) -> str:
     return shown(f"step {nest.step_index}/{nest.step_count} {nest.step}{action}{phase}", 100)
 
 
+def position(nest: NestView, limit: int) -> str:
+    """Name and place, as "A · usb:1-1.2". Of a place that is too long the end remains, which tells ports apart."""
+    name, place = shown(nest.name, 20), shown(nest.place)
+    room = max(8, limit - len(name) - len(" · "))
+    return f"{name} · {place if len(place) <= room else '…' + place[1 - room :]}"
+
+
 def board(nest: NestView) -> str:
     return "  ".join(shown(part, 60) for part in (nest.sku, nest.registration_id or nest.unit) if part)
 

@@ -70,6 +70,31 @@ def test_a_busy_nest_shows_step_progress_rate_and_time_left() -> None:
     assert "DO NOT UNPLUG" in seen
 
 
+def test_given_room_the_recipe_stands_there_as_a_list() -> None:
+    steps = ["flash", "tpm-identity", "enroll"]
+    busy = changed(
+        FLASHING, step="tpm-identity", action="ek", step_index=2, step_count=3, steps=steps, total=None
+    )
+    seen = [line.strip("│ ") for line in drawn(with_nest(busy), width=60).splitlines()]
+    begin = next(index for index, line in enumerate(seen) if line.startswith("✓ flash"))
+    assert seen[begin + 1].startswith("▸ tpm-identity  ek (apply)")
+    assert "enroll" in seen[begin + 2 : begin + 4]
+
+
+def test_of_a_long_place_the_end_is_shown() -> None:
+    seen = words(drawn(with_nest(changed(WAITING, place=f"/tmp/{'x' * 80}/nest-7")), width=60))
+    assert "xx/nest-7" in seen
+    assert "/tmp/" not in seen
+
+
+def test_nests_that_fit_as_no_tiles_are_lines_and_the_queue_stays_in_sight() -> None:
+    nests = [changed(PASSED if index % 2 else FLASHING, name=f"N{index}") for index in range(8)]
+    seen = drawn(Snapshot(STATION, nests, OUTBOX), width=80, height=24).splitlines()
+    assert [line.split()[0] for line in seen[1:9]] == [nest.name for nest in nests]
+    assert any(line.startswith("outbox") for line in seen[:24])
+    assert any(line.startswith("CA token") for line in seen[:24])
+
+
 def test_without_figures_a_busy_nest_shows_how_long_it_waits() -> None:
     waiting = changed(FLASHING, step="tpm-identity", action="ek", done=0, total=None, action_elapsed=8.4)
     assert "step 1/7 tpm-identity, ek (apply) 8 s" in words(drawn(with_nest(waiting)))
