@@ -69,7 +69,7 @@ class Place(Protocol):
 
 class Reporter(Protocol):
     def phase(
-        self, step: str, action: str, phase: str, *, seconds: float, note: str = ""
+        self, step: str, action: str, phase: str, *, seconds: float, note: str = "", hint: str = ""
     ) -> Callable[[int, int | None], None]:
         """Tells where the visit is; the result takes progress within this phase."""
 
@@ -173,7 +173,10 @@ class Runner:
     def _tell(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         pause = state.next_action.sleep if state.next_action else 0.0
-        self.report.phase(self.step, self.action, "wait", seconds=pause + 1.0, note=str(error))
+        hint = error.hint if isinstance(error, HallmarkError) else ""
+        self.report.phase(
+            self.step, self.action, "wait", seconds=pause + 1.0, note=str(error or ""), hint=hint
+        )
 
 
 def _worth_another_try(error: BaseException) -> bool:

@@ -6,7 +6,9 @@ Boards are made beside the tests that need them: each has a TPM of its own. What
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -149,13 +151,36 @@ class Bench:
     # --- the station ---
 
     def hallmark(self, *words: str) -> str:
+        """A command that has to succeed; what it said."""
         return run(self.layout.hallmark(*words), self.layout.environment)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command that may fail."""
+        return subprocess.run(
+            self.layout.hallmark(*words),
+            env={**os.environ, **self.layout.environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def check(self) -> subprocess.CompletedProcess[str]:
+        return self.run("check", "--json")
 
     def restart(self, daemon: str) -> None:
         """Ended in order and started again, as after `systemctl restart`."""
         self.line.daemons[daemon].stop()
+        self.begin(daemon)
+
+    def begin(self, daemon: str) -> None:
+        """Starts a daemon that was stopped."""
         self.line.daemons[daemon] = KeptProcess(
-            daemon, self.layout.hallmark(daemon), self.layout.logs / f"{daemon}.log", self.layout.environment
+            daemon,
+            [*self.layout.hallmark(), daemon],
+            self.layout.logs / f"{daemon}.log",
+            self.layout.environment,
         )
         wait_for("the station to answer", VISIT_SECONDS, self.line.snapshot)
 
@@ -177,8 +202,13 @@ def _found(what: str, seconds: float, look: Callable[[], Nest | None]) -> Nest:
     return found
 
 
-def bench_line(names: dict[str, str], image_size: int = 16 * 1024) -> Iterator[Bench]:
-    """A running line with these nests and recipes; `gw-100.toml` is the one for boards without a TPM."""
+def bench_line(
+    names: dict[str, str], prepare: Callable[[Bench], None] | None = None, image_size: int = 16 * 1024
+) -> Iterator[Bench]:
+    """A running line with these nests and recipes; `gw-100.toml` is the one for boards without a TPM.
+
+    `prepare` is called before the daemons start.
+    """
     root = Path(tempfile.mkdtemp(prefix="hm-"))  # short: sockets lie below it
     try:
         (root / "dev").mkdir()
@@ -193,6 +223,8 @@ def bench_line(names: dict[str, str], image_size: int = 16 * 1024) -> Iterator[B
             if "gw-100.toml" in names.values():
                 _add_keyed(bench, [name for name, recipe in names.items() if recipe == "gw-100.toml"])
             _make_ek_ca(bench)
+            if prepare is not None:
+                prepare(bench)
             line.start_daemons()
             yield bench
     finally:

@@ -105,10 +105,10 @@ class Stage:
     # --- Reporter ---
 
     def phase(
-        self, step: str, action: str, phase: str, *, seconds: float, note: str = ""
+        self, step: str, action: str, phase: str, *, seconds: float, note: str = "", hint: str = ""
     ) -> Callable[[int, int | None], None]:
         if note:
-            self.notes.append(f"{phase}: {note}")
+            self.notes.append(f"{phase}: {note} {hint}")
         return lambda done, total: None
 
     # --- the visit ---

@@ -117,7 +117,7 @@ class Progress(Struct, frozen=True, tag="progress"):
     """Where the visit is; no reply. `phase`: probe, apply, verify, wait, absent.
 
     `seconds` is how long this phase may take: what overruns it by a grace loses its process. `note` says
-    what is waited for.
+    what is waited for, `hint` what to do about it.
     """
 
     step: Name
@@ -127,6 +127,7 @@ class Progress(Struct, frozen=True, tag="progress"):
     done: int = 0
     total: int | None = None
     note: Text = ""
+    hint: Text = ""
 
 
 class Log(Struct, frozen=True, tag="log"):

@@ -101,9 +101,9 @@ class StationDesk:
     # --- Reporter and log: no answer ---
 
     def phase(
-        self, step: str, action: str, phase: str, *, seconds: float, note: str = ""
+        self, step: str, action: str, phase: str, *, seconds: float, note: str = "", hint: str = ""
     ) -> Callable[[int, int | None], None]:
-        self._link.send(messages.Progress(step, action, phase, seconds, note=note[:2000]))
+        self._link.send(messages.Progress(step, action, phase, seconds, note=note[:2000], hint=hint[:2000]))
         last = time.monotonic()
 
         def progress(done: int, total: int | None) -> None:
