@@ -17,4 +17,5 @@ pytest_plugins = [
     "tests.fixtures_signer",
     "tests.fixtures_tpm",
     "tests.fixtures_dps",
+    "tests.fixtures_crash",
 ]

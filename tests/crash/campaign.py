@@ -150,6 +150,10 @@ class Campaign:
         effects = board.effects.read_text().splitlines()
         return effects[cut - 1] if len(effects) >= cut else None
 
+    def passed(self, recipe: str) -> Evidence:
+        """What a whole trip without any death leaves behind; judged."""
+        return self.evidence(self._go("", recipe)[0])
+
     # --- trips --------------------------------------------------------------------------------------------------
 
     def _go(self, process: str, trip: str, arm: Callable[[], None] = lambda: None) -> list[WatchedBoard]:
@@ -184,26 +188,28 @@ class Campaign:
 
     def _finish(self, boards: list[WatchedBoard]) -> list[WatchedBoard]:
         """Passed, uploaded, switched off, judged."""
-        names = [str(self._until_passed(board)["registration_id"]) for board in boards]
+        for board in boards:
+            board.registration_id = str(self._until_passed(board)["registration_id"])
+        names = {board.registration_id for board in boards}
         wait_for(
             "the upload and its receipt",
             TRIP_SECONDS,
-            lambda: self._status("outbox").get("queued") == 0 and set(names) <= self._enrolled(),
+            lambda: self._status("outbox").get("queued") == 0 and names <= self._enrolled(),
         )
         self._until_ready()
         for board in boards:
             board.switch_off()
         for board in boards:
             self._until_empty(board)
-        for board, name in zip(boards, names, strict=True):
-            judge(self.evidence(board, name))
+        for board in boards:
+            judge(self.evidence(board))
         return boards
 
-    def evidence(self, board: Board, name: str) -> Evidence:
+    def evidence(self, board: WatchedBoard) -> Evidence:
         state = self.root / "var/lib/hallmark"
         return Evidence(
             sku=board.nest.sku,
-            registration_id=name,
+            registration_id=board.registration_id,
             tpm=board.state / "tpm",
             ledger=state / "signer/ledger.db",
             database=state / "station/station.db",
@@ -262,6 +268,7 @@ class WatchedBoard(Board):
     """A board whose durable effects are written down, one name a line."""
 
     def __init__(self, layout: Layout, nest: NestPlan, serial: str, codes: str) -> None:
+        self.registration_id = ""
         self.effects = layout.root / "bench/boards" / f"{serial}.effects"
         self.effects.touch()
         super().__init__(

@@ -54,7 +54,7 @@ def judge(evidence: Evidence) -> None:
     certificate = _certificate(evidence)
     enrolled = [item for item in evidence.cloud if item["registrationId"] == name]
     _require(len(enrolled) == 1, f"{len(enrolled)} enrollments in the cloud")
-    auths = _auths(evidence)
+    auths = auths_in(evidence)
     _require(set(auths) == AUTHS[evidence.sku], f"escrow names {sorted(auths)}")
     with tempfile.TemporaryDirectory(prefix="judge-") as folder, software_tpm(evidence.tpm) as tpm:
         tpm("tpm2_readpublic", "-c", EK, "-f", "tss", "-o", f"{folder}/ek.pub")
@@ -110,7 +110,7 @@ def _blobs(ledger: sqlite3.Connection, registration_id: str) -> list[bytes]:
     return [row[0] for row in rows]
 
 
-def _auths(evidence: Evidence) -> dict[str, str]:
+def auths_in(evidence: Evidence) -> dict[str, str]:
     """The last generation, opened with the officer's key; and no copy for resuming is left."""
     with sqlite3.connect(f"file:{evidence.database}?mode=ro", uri=True) as database:
         rows = database.execute(

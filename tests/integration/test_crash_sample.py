@@ -1,21 +1,10 @@
-"""A few points of `./dev crash`, one of each kind, chosen by what is done there; the campaign itself takes all of them."""
+"""A few points of `./dev crash`, one of each kind, chosen by what is done there. The campaign itself takes all."""
 
 from __future__ import annotations
-
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.crash.campaign import BATCH, RECIPES, START, Campaign, Point
-
-
-@pytest.fixture(scope="module")
-def campaign() -> Iterator[Campaign]:
-    # Not below pytest's folder: paths of unix sockets are short.
-    with tempfile.TemporaryDirectory(prefix="hm-") as folder, Campaign(Path(folder) / "1") as line:
-        yield line
 
 
 @pytest.fixture(scope="module")
