@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import resource
 import signal
@@ -37,6 +38,8 @@ def main(arguments: list[str]) -> int:
     descriptor, drivers = int(arguments[0]), arguments[1:]
     confine(keep=descriptor)
     registry = load(drivers)
+    gc.freeze()  # modules stay until the end: the collector need not look through them again and again
+    gc.enable()
     link: Link[messages.StationSays] = Link(socket.socket(fileno=descriptor), messages.StationSays)
     link.send(messages.Ready(os.getpid()))
     visit = link.receive()

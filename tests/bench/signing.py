@@ -66,13 +66,14 @@ def run(rig: Rig, count: int) -> list[Row]:
         requests = _requests(count, first)
         first += count
         signatures = 1 / raw_sign_seconds(rig)
-        disk = raw_sync_rate(rig.layout.root, 1) / SYNCS
+        disk_before = raw_sync_rate(rig.layout.root, 1)
         cpu = rig.cpu()["signer"]
         began = time.monotonic()
         with ThreadPoolExecutor(connections) as pool:
             for chain in pool.map(signer.issue, requests):
                 assert len(chain) > 1
         rate = count / (time.monotonic() - began)
+        disk = (disk_before + raw_sync_rate(rig.layout.root, 1)) / 2 / SYNCS
         spent = (rig.cpu()["signer"] - cpu) / count * 1000
         name = f"certificates, {connections} at a time"
         rows += [
