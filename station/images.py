@@ -55,7 +55,10 @@ class ImageStore:
             raise ImageUntrusted(f"{MANIFEST} is not signed by {self._key.name}") from error
         except (msgspec.DecodeError, msgspec.ValidationError) as error:
             raise ImageUntrusted(f"{MANIFEST} can't be read: {error}") from error
-        return {entry.name: entry for entry in manifest.images}
+        entries = {entry.name: entry for entry in manifest.images}
+        if len(entries) != len(manifest.images):
+            raise ImageUntrusted(f"{MANIFEST} names an image twice")
+        return entries
 
     def sealed(self, name: str) -> tuple[Image, int]:
         """The image and a descriptor of a memory file that can't be changed any more; the caller closes it."""
