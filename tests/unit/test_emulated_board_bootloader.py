@@ -108,6 +108,17 @@ def test_both_images_survive_a_swap_unchanged(bench: Bench) -> None:
     assert bench.start().read(SECONDARY, len(OLD)) == OLD
 
 
+def test_a_swap_that_lost_power_is_finished_and_its_image_gets_its_trial(bench: Bench) -> None:
+    """MCUboot goes on with the swap that its status tells of, and looks at the trailers at the next boot only."""
+    bench.upload()
+    bench.start().set_pending(permanent=False)
+    bench.power.cut_at(bench.power.effects + 10)
+    with pytest.raises(PowerLost):
+        bench.version()
+    assert bench.version() == "2.0.0"
+    assert bench.version() == "1.0.0", "it wasn't confirmed"
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 140), st.floats(0, 1)), min_size=1, max_size=4),

@@ -69,8 +69,8 @@ class Bootloader:
 
     def boot(self) -> Image | None:
         """Finishes or does what the trailers ask for. The image that is to run, or None: stay in serial recovery."""
-        self._resume()
-        swap = self.swap_type()
+        # After an interrupted swap the trailers are looked at by the next boot: a test's image gets its trial first.
+        swap = Swap.NONE if self._resume() else self.swap_type()
         if swap is not Swap.NONE:
             candidate = self.image(SECONDARY)
             if candidate is not None and candidate.intact and candidate.bootable:
@@ -132,12 +132,12 @@ class Bootloader:
             self._flash.erase(self._status, SECTOR)
         self._flash.write(self._status, _sealed(swap, sectors))
 
-    def _resume(self) -> None:
-        """Does what is left of a swap that was begun; nothing when none was."""
+    def _resume(self) -> bool:
+        """Does what is left of a swap that was begun. Whether there was one."""
         head = self._flash.read(self._status, _STATUS.size)
         magic, kind, sectors, _ = _STATUS.unpack(head)
         if magic != _STATUS_MAGIC or head != _sealed(kind, sectors):
-            return
+            return False
         for index in range(sectors):
             self._swap_sector(index)
         # Each of these may be done twice: until the status is erased, the next boot begins here again.
@@ -148,6 +148,7 @@ class Bootloader:
             self._set_flag(PRIMARY, _IMAGE_OK_AT)
         self._flash.write(self._end(PRIMARY) - _MAGIC_AT, TRAILER_MAGIC)
         self._flash.erase(self._status, SECTOR)
+        return True
 
     def _swap_sector(self, index: int) -> None:
         primary, secondary = index * SECTOR, self._slot_size + index * SECTOR
