@@ -131,7 +131,8 @@ def describe(wanted: Any) -> str:
     if origin in (list, tuple):
         if not arguments:
             return "an array"
-        return f"an array of {'tables' if _is_table(arguments[0]) else describe(arguments[0])}"
+        tables = _is_table(arguments[0]) or get_origin(arguments[0]) is dict
+        return f"an array of {'tables' if tables else describe(arguments[0])}"
     if origin is dict:
         return "a table"
     if arguments:

@@ -1,0 +1,149 @@
+"""Every mistake in a recipe that can be seen without a board is refused with file, line, key and what was expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hal.errors import HallmarkError, RecipeError
+from hal.types import Hierarchy
+from station.config import load_configuration
+from station.messages import StepPlan
+from station.paths import Paths
+from station.recipe import MAX_STEPS, Recipe, load_recipe, rebuild_steps
+
+CONFIG = Path(__file__).resolve().parents[2] / "config/recipes"
+HEAD = 'sku = "gw"\ndrivers = { link = "smp-serial", tpm = "tcti-tunnel" }\n'
+FLASH = '[[step]]\nuse = "flash"\nimage = "gw.bin"\n'
+IDENTITY = '[[step]]\nuse = "tpm-identity"\n'
+OWNERSHIP = '[[step]]\nuse = "tpm-ownership"\n'
+CERTIFICATE = '[[step]]\nuse = "certificate"\nprofile = "p"\n'
+ENROLL = '[[step]]\nuse = "enroll"\nattestation = "tpm"\n'
+STATION = """\
+[station]
+name = "s"
+mode = "{mode}"
+drivers = ["serial", "smp-serial", "tcti-tunnel", "swtpm", "pkcs11"]
+[signer]
+settings = {{ module = "/m.so", token = "t" }}
+"""
+
+
+def load(tmp_path: Path, text: str, mode: str = "bench") -> Recipe:
+    paths = Paths(tmp_path)
+    folder = paths.configuration.parent / "recipes"
+    folder.mkdir(parents=True, exist_ok=True)
+    drivers = STATION.format(mode=mode)
+    paths.configuration.write_text(drivers if mode == "bench" else drivers.replace('"swtpm", ', ""))
+    (folder / "r.toml").write_text(text)
+    return load_recipe(load_configuration(paths), "r.toml")
+
+
+def refusal(tmp_path: Path, text: str, mode: str = "bench") -> list[tuple[int | None, str | None, str]]:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, text, mode)
+    found = (caught.value, *caught.value.others)
+    assert {Path(error.file or "").name for error in found} == {"r.toml"}
+    return [(error.line, error.key, error.problem) for error in found]
+
+
+def test_a_recipe_that_holds_together_is_loaded_with_its_drivers_in_order(tmp_path: Path) -> None:
+    found = load(tmp_path, HEAD + FLASH + IDENTITY + OWNERSHIP + CERTIFICATE + ENROLL)
+    assert [plan.role for plan in found.drivers] == ["channel", "link", "tpm"]
+    assert [plan.driver for plan in found.drivers] == ["serial", "smp-serial", "tcti-tunnel"]
+    assert found.images() == ["gw.bin"]
+    assert found.profiles() == ["p"]
+    assert found.issues()
+    assert found.recipe_pass == "final"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIG.glob("*.toml")))
+def test_the_recipes_that_ship_hold_together(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, (CONFIG / name).read_text()).steps
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "said"),
+    [
+        (HEAD, None, None, "'step' is missing; expected an array of tables"),
+        (HEAD + "step = []\n", 3, "step", "expected 1 to"),
+        (HEAD + "colour = 1\n" + IDENTITY, 3, "colour", "unknown key"),
+        (HEAD + IDENTITY + '[[step]]\nuse = "flesh"\n', 6, "step[1].use", "no step 'flesh'"),
+        (HEAD + IDENTITY + "[[step]]\nimage = 'x'\n", 5, "step[1].use", "no step None"),
+        (HEAD + IDENTITY + "[[step]]\nuse = 3\n", 6, "step[1].use", "no step 3"),
+        (HEAD + IDENTITY + '[[step]]\nuse = "flash"\n', 5, "step[1]", "'image' is missing"),
+        (HEAD + IDENTITY + FLASH + "imege = 1\n", 8, "step[1].imege", "unknown key"),
+        (HEAD + IDENTITY + FLASH + "within = 0.5\n", 8, "step[1].within", "1 to 600"),
+        (HEAD + IDENTITY + FLASH + "within = true\n", 8, "step[1].within", "1 to 600"),
+        (HEAD + IDENTITY + "ek_certificate = 'maybe'\n", 5, "step[0].ek_certificate", "'required', 'if-present'"),
+        (HEAD + IDENTITY + OWNERSHIP + "auths = ['platform']\n", 7, "step[1].auths", "'owner' and 'lockout'"),
+        (HEAD + IDENTITY + OWNERSHIP + "attestation = 'tpm'\n", 7, "step[1].attestation", "enroll step"),
+        (HEAD + IDENTITY + CERTIFICATE + "key = 'p521'\n", 8, "step[1].key", "'p256', 'p384'"),
+        (HEAD + IDENTITY + CERTIFICATE + "place = 'hsm'\n", 5, "step[1]", "KeyPlace by role 'hsm'"),
+        (HEAD + IDENTITY + CERTIFICATE + "install = 'tpm2'\n", 5, "step[1]", "by role 'tpm2'"),
+        (HEAD + CERTIFICATE, 3, "step[0]", "from an earlier step"),
+        (HEAD + OWNERSHIP + IDENTITY, 3, "step[0]", "from an earlier step"),
+        (HEAD + IDENTITY + ENROLL + FLASH, 5, "step[1]", "enroll has to be the last step"),
+        (HEAD + IDENTITY + IDENTITY, 5, "step[1]", "stands twice"),
+        (HEAD + FLASH, 3, "step", "which unit this is"),
+        (HEAD + IDENTITY + ENROLL + "group = 'g'\n", 5, "step[1]", "`group` names the enrollment group"),
+        ('sku = "gw"\ndrivers = { link = "smp" }\n' + IDENTITY, 2, "drivers.link", "station.drivers"),
+        ('sku = "gw"\ndrivers = { tpm = "tcti-tunnel" }\n' + IDENTITY, 2, "drivers", "TpmTransport"),
+        ('sku = "gw"\n' + IDENTITY, 2, "step[0]", "offered by: none"),
+        ('sku = "g w"\n' + IDENTITY, 1, "sku", "a name of letters"),
+        (HEAD + "[settings.lonk]\ntries = 1\n" + IDENTITY, 3, "settings.lonk", "no driver has this role"),
+        (HEAD + "[settings.link]\ntrees = 1\n" + IDENTITY, 4, "settings.link.trees", "unknown key"),
+        (HEAD + "[settings.channel]\nbaud = 'fast'\n" + IDENTITY, 4, "settings.channel.baud", "a whole number"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_where_it_stands(
+    tmp_path: Path, text: str, line: int | None, key: str | None, said: str
+) -> None:
+    found = refusal(tmp_path, text)
+    assert any(
+        found_key == key and said in problem and found_line == line
+        for found_line, found_key, problem in found
+    ), found
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = HEAD + '[[step]]\nuse = "flash"\n[[step]]\nuse = "tpm-identity"\nek = 1\n[[step]]\nuse = "x"\n'
+    assert [key for _line, key, _said in refusal(tmp_path, text)] == ["step[0]", "step[1].ek", "step[2].use"]
+
+
+def test_more_steps_than_a_recipe_can_have_are_refused(tmp_path: Path) -> None:
+    assert "expected 1 to" in refusal(tmp_path, HEAD + IDENTITY * (MAX_STEPS + 1))[0][2]
+
+
+def test_what_is_no_toml_or_not_there_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path, HEAD + "[[step]\n")[0][0] == 3
+    load(tmp_path, HEAD + IDENTITY)
+    configuration = load_configuration(Paths(tmp_path))
+    with pytest.raises(RecipeError, match=r"missing\.toml"):
+        load_recipe(configuration, "missing.toml")
+
+
+def test_a_driver_for_the_bench_is_refused_in_production(tmp_path: Path) -> None:
+    text = 'sku = "gw"\ndrivers = { tpm = "swtpm" }\n' + IDENTITY
+    found = refusal(tmp_path, text, "production")
+    assert found[0][1] == "drivers.tpm"
+
+
+def test_which_auths_are_set_follows_from_the_enroll_step(tmp_path: Path) -> None:
+    def wanted(attestation: str) -> frozenset[Hierarchy]:
+        enroll = ENROLL.replace('"tpm"', f'"{attestation}"')
+        steps = load(tmp_path, HEAD + IDENTITY + OWNERSHIP + CERTIFICATE + enroll).steps
+        options = next(item.options for item in steps if item.step.use == "tpm-ownership")
+        return frozenset(options.wanted)
+
+    assert wanted("tpm") == {Hierarchy.LOCKOUT}
+    assert wanted("x509") == {Hierarchy.OWNER, Hierarchy.LOCKOUT}
+
+
+def test_a_worker_gets_the_same_steps_and_refuses_what_it_does_not_know(tmp_path: Path) -> None:
+    found = load(tmp_path, HEAD + FLASH + IDENTITY + OWNERSHIP + CERTIFICATE + ENROLL)
+    assert rebuild_steps(found.step_plans()) == found.steps
+    for plan in (StepPlan("flesh", {}), StepPlan("flash", {}), StepPlan("flash", {"image": 3})):
+        with pytest.raises(HallmarkError, match="does not know"):
+            rebuild_steps([plan])
