@@ -144,7 +144,7 @@ class Lane:
             seconds=round(delay, 1),
         )
         reachable = not isinstance(failure, Unreachable)
-        detail = f"{failure}. {failure.hint}" if failure.hint else str(failure)
+        detail = f"{failure}. {failure.hint}" if reachable and failure.hint else str(failure)
         self._tell(outbox, SinkHealth(self._name, reachable, detail, skew, delay))
         if not reported:
             outbox.close()  # nothing can be said of the items: this gives them back
