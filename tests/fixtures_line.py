@@ -31,8 +31,9 @@ drivers = { link = "smp-serial" }
 baud = 921600
 
 [settings.link]
-sync_timeout = 2.0
+sync_timeout = 1.5
 timeout = 1.0
+tries = 3
 
 [[step]]
 use = "flash"

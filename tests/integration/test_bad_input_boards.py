@@ -16,8 +16,8 @@ from tests.fixtures_line import Bench, Nest, bench_line
 
 CABLE = ("--baud", "230400")
 """Slow enough that one can pull the plug in the middle of an image."""
-GONE_SECONDS = 1.5
-"""From the plug to the verdict: discovery looks ten times a second, the rest is the station's."""
+GONE_SECONDS = 3.0
+"""From the plug to the verdict: a tenth of it where nothing else runs."""
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_a_board_unplugged_in_mid_flash_is_gone_at_once_and_passes_when_it_is_ba
     seen = bench.verdict("C", after=before)
     assert time.monotonic() - pulled < GONE_SECONDS
     expect(seen, "ABORTED", "DeviceGone", "flash.write", "")
-    assert seen["plugged"] is False
+    bench.until("C", lambda nest: not nest["plugged"])
     others_go_on(bench, good)
     board.ask("plug")
     assert bench.verdict("C", after=seen["visit"])["outcome"] == "PASS"

@@ -1,0 +1,284 @@
+"""What a worker is told, and what it is refused, whatever it asks: a hostile board may have taken it over."""
+
+from __future__ import annotations
+
+import datetime as dt
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hal.errors import DeviceGone, HallmarkError, ProtocolViolation, TokenAbsent
+from hal.secret import Secret
+from station import messages
+from station.images import ImageStore
+from station.nest.service import Services, VisitService
+from station.recipe import PlannedStep, Recipe
+from station.signer_client import SignerClient
+from station.steps import STEPS
+from station.store import Store
+from station.wire import LENGTH, Link, Problem
+from tests.store_parts import SKU, ek_name, enrollment, plug
+
+AUTHS = {"lockout": b"L" * 32}
+
+
+class FakeSigner:
+    """Wraps by remembering the context. Says the order of what it was asked."""
+
+    def __init__(self) -> None:
+        self.kept: dict[bytes, tuple[bytes, bytes]] = {}
+        self.error: HallmarkError | None = None
+
+    def wrap(self, context: bytes, plain: Secret) -> bytes:
+        if self.error:
+            raise self.error
+        wrapped = b"wrapped %d" % len(self.kept)
+        self.kept[wrapped] = (context, plain.reveal())
+        return wrapped
+
+    def unwrap(self, context: bytes, wrapped: bytes) -> Secret:
+        kept, plain = self.kept[wrapped]
+        assert kept == context, "unwrapped for another unit, EK or generation"
+        return Secret(plain)
+
+
+class Watcher:
+    def __init__(self) -> None:
+        self.verdicts: list[Problem | None] = []
+
+    def joined(self, unit: messages.Unit) -> None:
+        del unit
+
+    def progress(self, message: messages.Progress) -> None:
+        del message
+
+    def absent(self, within: float | None) -> None:
+        del within
+
+    def await_board(self) -> messages.Seen:
+        raise DeviceGone("away")
+
+    def ended(self, problem: Problem | None) -> None:
+        self.verdicts.append(problem)
+
+    def log(self, message: messages.Log) -> None:
+        del message
+
+
+def officer() -> x509.Certificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "officer")])
+    now = dt.datetime.now(dt.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(7)
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.KeyUsage(*(index == 4 for index in range(9))), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+
+
+OFFICER = officer()
+
+
+class Talk:
+    """A visit that the station serves, and the worker's end of its link."""
+
+    def __init__(
+        self, store: Store, tmp_path: Path, officers: tuple[x509.Certificate, ...] = (OFFICER,)
+    ) -> None:
+        self.store, self.signer, self.watcher = store, FakeSigner(), Watcher()
+        self.officers = officers
+        self._images = ImageStore(tmp_path, tmp_path / "none.pem")
+        self.begin()
+
+    def begin(self) -> None:
+        steps = tuple(
+            PlannedStep(STEPS[use], msgspec.convert(options, STEPS[use].options))
+            for use, options in (("flash", {"image": "gw.bin"}), ("certificate", {"profile": "p"}))
+        )
+        recipe = Recipe("r.toml", SKU, "final", "00" * 32, (), steps)
+        services = Services(
+            "s", self.store, cast("SignerClient", self.signer), self._images, self.officers, ("dps",)
+        )
+        self.visit = plug(self.store)
+        ours, self.socket = socket.socketpair()
+        self.socket.settimeout(10)
+        self.service = VisitService(services, self.visit, recipe, self.watcher)
+        self.error: HallmarkError | None = None
+        self._station: Link[messages.WorkerSays] = Link(ours, messages.WorkerSays)
+        self.link: Link[messages.StationSays] = Link(self.socket, messages.StationSays)
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self.service.serve(self._station)
+        except HallmarkError as error:
+            self.error = error
+        finally:
+            self._station.close()
+
+    def ask(self, message: object) -> Any:
+        self.link.send(message)
+        return self.link.receive()
+
+    def refused(self, message: object) -> str:
+        answer = self.ask(message)
+        assert isinstance(answer, Problem), answer
+        assert answer.hint
+        return answer.code
+
+    def join(self, board: int = 1) -> messages.Unit:
+        unit = self.ask(messages.Join("ek-name", ek_name(board).hex(), f"board-{board}", []))
+        assert isinstance(unit, messages.Unit), unit
+        return unit
+
+    def end(self) -> None:
+        self.link.close()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def talk(store: Store, tmp_path: Path) -> Iterator[Talk]:
+    made = Talk(store, tmp_path)
+    yield made
+    made.end()
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+def test_secrets_are_escrowed_and_kept_before_the_worker_may_use_them(talk: Talk) -> None:
+    talk.join()
+    assert isinstance(talk.ask(messages.Protect(ek_name(1), AUTHS)), messages.Ok)
+    assert talk.ask(messages.Recover(ek_name(1))) == messages.Auths(AUTHS)
+    record = talk.store.unit("board-1")
+    assert record is not None
+    assert AUTHS["lockout"] not in msgspec.json.encode(record)
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: messages.Protect(ek_name(1), AUTHS),
+        lambda: messages.Recover(ek_name(1)),
+        lambda: messages.Issue("p", b"csr", {}),
+        lambda: messages.Finish("s", "a", {}, b""),
+    ],
+)
+def test_before_it_has_joined_a_worker_gets_nothing(talk: Talk, ask: Callable[[], object]) -> None:
+    assert talk.refused(ask()) == "ProtocolViolation"
+    assert not talk.watcher.verdicts
+
+
+def test_secrets_of_another_tpm_are_refused(talk: Talk) -> None:
+    talk.join(1)
+    talk.ask(messages.Protect(ek_name(1), AUTHS))
+    assert talk.refused(messages.Recover(ek_name(2))) == "EkMismatch"
+    assert talk.refused(messages.Protect(ek_name(2), AUTHS)) == "EkMismatch"
+
+
+def test_a_worker_can_not_become_another_unit_in_mid_visit(talk: Talk) -> None:
+    talk.join(1)
+    talk.ask(messages.Protect(ek_name(1), AUTHS))
+    talk.end()
+    talk.begin()
+    talk.join(2)
+    assert talk.refused(messages.Join("ek-name", ek_name(1).hex(), "board-1", [])) == "IdentityConflict"
+    assert talk.refused(messages.Recover(ek_name(1))) == "EkMismatch"
+
+
+def test_without_an_officer_no_secret_is_taken(store: Store, tmp_path: Path) -> None:
+    talk = Talk(store, tmp_path, officers=())
+    talk.join()
+    assert talk.refused(messages.Protect(ek_name(1), AUTHS)) == "StationError"
+    talk.end()
+
+
+def test_a_secret_that_could_not_be_wrapped_is_not_escrowed_either(talk: Talk) -> None:
+    talk.join()
+    talk.signer.error = TokenAbsent("pulled")
+    assert talk.refused(messages.Protect(ek_name(1), AUTHS)) == "TokenAbsent"
+    talk.signer.error = None
+    assert talk.refused(messages.Recover(ek_name(1))) == "StationError"
+    record = talk.store.unit("board-1")
+    assert record is not None
+    assert not msgspec.to_builtins(record)["escrows"]
+
+
+# --- what its recipe does not name ------------------------------------------------------------------------------
+
+
+def test_images_and_profiles_that_the_recipe_does_not_name_are_refused(talk: Talk) -> None:
+    talk.join()
+    assert talk.refused(messages.FetchImage("other.bin")) == "ProtocolViolation"
+    assert talk.refused(messages.FetchImage("../../etc/shadow")) == "ProtocolViolation"
+    assert talk.refused(messages.Issue("root-ca", b"csr", {})) == "ProtocolViolation"
+    assert talk.refused(messages.FetchImage("gw.bin")) == "ImageUntrusted"
+
+
+# --- frames -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        LENGTH.pack(0xFFFFFFFF),
+        LENGTH.pack(4) + b"\xc1\xc1\xc1\xc1",
+        LENGTH.pack(1) + b"\x80",
+        LENGTH.pack(20_000) + b"\x91" * 20_000,
+        LENGTH.pack(10) + b"cut",
+    ],
+)
+def test_a_malformed_frame_ends_the_worker_and_nothing_is_written(talk: Talk, raw: bytes) -> None:
+    talk.socket.sendall(raw)
+    talk.end()
+    assert talk.error is not None
+    assert not talk.watcher.verdicts
+
+
+def test_a_message_out_of_its_place_ends_the_worker(talk: Talk) -> None:
+    talk.link.send(messages.Ready(1))
+    talk.thread.join(10)
+    assert isinstance(talk.error, ProtocolViolation)
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_verdict_is_durable_when_it_is_shown_and_there_is_only_one(talk: Talk) -> None:
+    unit = talk.join()
+    for step, action in (("enroll", "queue"),):
+        assert isinstance(talk.ask(messages.Begin(step, action)), messages.Ok)
+    assert isinstance(talk.ask(messages.Finish("enroll", "queue", {}, enrollment(1))), messages.Ok)
+    talk.thread.join(10)
+    assert talk.watcher.verdicts == [None]
+    record: Any = msgspec.to_builtins(talk.store.unit(unit.unit))
+    assert record["summary"]["outcome"] == "PASS"
+
+
+def test_a_failure_keeps_its_code_message_and_hint(talk: Talk) -> None:
+    talk.join()
+    problem = Problem.of(DeviceGone("unplugged"))
+    assert isinstance(talk.ask(messages.Failed("flash", "write", problem)), messages.Ok)
+    talk.thread.join(10)
+    assert talk.watcher.verdicts == [problem]
+    record: Any = msgspec.to_builtins(talk.store.unit("board-1"))
+    visit = record["visits"][-1]
+    assert (visit["outcome"], visit["code"], visit["message"]) == ("ABORTED", "DeviceGone", "unplugged")
+    assert visit["hint"] == DeviceGone.default_hint
