@@ -83,7 +83,7 @@ class FirmwareTarget(Protocol):
         """Makes the device start the written image. It may vanish from its port until it is back (an absence)."""
 
     def confirm(self, call: Call, digest: bytes) -> None:
-        """Makes the running image permanent, so that the next reset doesn't go back to the old one."""
+        """Makes the image permanent, so that the next reset starts it too, or for good if it doesn't run just now."""
 
 
 @runtime_checkable

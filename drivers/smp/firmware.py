@@ -34,6 +34,7 @@ _IMAGE_LIMIT: Final = 16
 _VERSION_LIMIT: Final = 64
 _HASH_LIMIT: Final = 64
 _FIRST_SLOT: Final = "slot 0"
+_STARTS: Final = 2
 _POLL_SECONDS: Final = 0.2
 _RESET_AGAIN_SECONDS: Final = 3.0
 """Longer than any board takes from its answer to its restart (Zephyr: 250 ms by default)."""
@@ -74,30 +75,40 @@ class SmpFirmware:
     def boot(self, call: Call, digest: bytes) -> None:
         """Returns when the board runs the image, or has vanished from its port for its restart.
 
-        A board that runs it already is left alone.
+        A board that runs it already is left alone. One that went back to its old image is asked once more: it may have
+        lost power in the new one's trial, which MCUboot can't tell from an image that did not come up.
         """
-        images = self.installed(call)
-        ours = [found for found in images if found.digest == digest]
-        if not ours:
-            problem = "the board has no image of this hash to start"
-            raise VerifyMismatch(problem)
-        if any(found.active for found in ours):
-            return
-        # A bootloader in serial recovery runs none of its images, and starts what is in the first slot at reset.
-        in_recovery = not any(found.active for found in images)
-        started_anyway = in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)
-        if not started_anyway and not any(found.pending for found in ours):
-            self._set_state(call, digest, confirm=False)
-        try:
-            self._reset(call)
-            self._await(call, digest)
-        except DeviceGone:
-            # What was asked for: a board with USB of its own leaves the bus at reset. The nest awaits it.
-            return
+        refused: FlashRejected | None = None
+        for _ in range(_STARTS):
+            images = self.installed(call)
+            ours = [found for found in images if found.digest == digest]
+            if not ours:
+                problem = "the board has no image of this hash to start"
+                raise refused or VerifyMismatch(problem)
+            if any(found.active for found in ours):
+                return
+            # A bootloader in serial recovery runs none of its images, and starts what is in the first slot at reset.
+            in_recovery = not any(found.active for found in images)
+            started_anyway = in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)
+            if not started_anyway and not any(found.pending for found in ours):
+                self._set_state(call, digest, confirm=False)
+            try:
+                self._reset(call)
+                self._await(call, digest)
+            except DeviceGone:
+                # What was asked for: a board with USB of its own leaves the bus at reset. The nest awaits it.
+                return
+            except FlashRejected as error:
+                refused = error
+            else:
+                return
+        if refused is not None:
+            raise refused
 
     def confirm(self, call: Call, digest: bytes) -> None:
         images = _images(self._set_state(call, digest, confirm=True).images)
-        if not any(found.digest == digest and found.confirmed for found in images):
+        # Pending: it lost power meanwhile and runs its old image; the next start will take this one for good.
+        if not any(found.digest == digest and (found.confirmed or found.pending) for found in images):
             problem = "the board does not show the image as confirmed"
             raise VerifyMismatch(problem)
 

@@ -8,7 +8,7 @@ from msgspec import Meta, Struct
 
 from hal.interfaces import FirmwareTarget
 from hal.types import FirmwareImage, InstalledImage
-from station.action import Action, Step, Trip
+from station.action import DEFAULT_SECONDS, Action, Step, Trip
 from station.messages import Facts
 
 
@@ -75,19 +75,27 @@ class Confirm(Action):
     name = "confirm"
     repeatable = True
 
+    def __init__(self, within: float) -> None:
+        self.seconds = DEFAULT_SECONDS + within
+
     def probe(self, trip: Trip) -> Facts | None:
         found = _find(trip, trip.octets("firmware_digest"))
         return {} if found and found.active and found.confirmed else None
 
     def apply(self, trip: Trip) -> None:
-        trip.need(FirmwareTarget).confirm(trip.call, trip.octets("firmware_digest"))
+        target, digest = trip.need(FirmwareTarget), trip.octets("firmware_digest")
+        found = _find(trip, digest)
+        if found is not None and not found.active:
+            # It lost power since it was booted, so its bootloader has taken the old image back.
+            target.boot(trip.call, digest)
+        target.confirm(trip.call, digest)
 
 
 STEP = Step(
     use="flash",
     summary="write the image, boot it, keep it",
     options=Options,
-    actions=lambda options: (Write(), Boot(options.within), Confirm()),
+    actions=lambda options: (Write(), Boot(options.within), Confirm(options.within)),
     needs=lambda _options: ((FirmwareTarget, None),),
     gives=lambda _options: frozenset({"firmware", "firmware_version", "firmware_digest"}),
 )

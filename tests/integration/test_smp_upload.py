@@ -211,13 +211,25 @@ def test_a_lost_reset_is_asked_for_again_while_the_old_image_answers(monkeypatch
         assert responder.count(RESET) == 2, "a board that runs the image is left alone"
 
 
-def test_an_image_that_the_bootloader_refuses_is_told_at_once() -> None:
+def test_an_image_that_the_bootloader_refuses_is_told_when_it_refuses_it_again() -> None:
     loader = Bootloader(accepts=False)
-    with (
-        attached({STATE: loader.state, RESET: loader.reset}) as (_, offered),
-        pytest.raises(FlashRejected, match="bootloader refused"),
-    ):
+    with attached({STATE: loader.state, RESET: loader.reset}) as (responder, offered):
+        with pytest.raises(FlashRejected, match="bootloader refused"):
+            offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
+        assert responder.count(RESET) == 2
+
+
+def test_an_image_that_lost_power_in_its_trial_is_started_once_more() -> None:
+    """MCUboot has taken the old image back by then: nobody had confirmed the new one."""
+    loader = Bootloader(accepts=False)
+
+    def reset(responder: Responder, number: int, fields: Fields) -> Fields | None:
+        loader.accepts = number > 1
+        return loader.reset(responder, number, fields)
+
+    with attached({STATE: loader.state, RESET: reset}) as (responder, offered):
         offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
+        assert responder.count(RESET) == 2
 
 
 def test_a_board_that_never_comes_back_is_a_deadline() -> None:
