@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ def main() -> int:
     add = parser.add_argument
     add("--process", action="append", choices=PROCESSES, help="only these (default: all)")
     add("--trip", action="append", choices=TRIPS, help="only these (default: all)")
+    add("--site", default="", metavar="REGEX", help="only points where that is done (default: all)")
     add("--sample", type=int, metavar="N", help="N points, spread evenly over the trips (default: every one)")
     add("--all", action="store_true", help="power cuts also at TPM commands that change nothing lasting")
     add("--lines", type=int, default=2, help="lines side by side (default 2)")
@@ -35,6 +37,7 @@ def main() -> int:
         Lines(Path(folder), args.lines, args.keep, every_effect=args.all) as lines,
     ):
         points = list(_points(lines.first, args.process or PROCESSES, args.trip or TRIPS))
+        points = [point for point in points if re.search(args.site, point.site)]
         counts = Counter((point.trip, point.process) for point in points)
         for (trip, process), count in counts.items():
             print(f"{count:5} points: {process}, {trip}", flush=True)

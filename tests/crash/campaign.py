@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from drivers.emulated import image
 from drivers.emulated.bench.layout import Layout, NestPlan
 from drivers.emulated.bench.line import Board, Line
 from drivers.emulated.bench.process import wait_for
@@ -33,6 +34,8 @@ START: Final = "start"
 STARTED: Final = ("run", "signer")
 TRIP_SECONDS: Final = 60.0
 IMAGE_SIZE: Final = 16 * 1024
+FACTORY_VERSION: Final = "1.0.0"
+"""What boards of the second recipe come with, so that theirs is swapped, tried and kept; the first one's are blank."""
 HERE: Final = Path(__file__).parent
 
 
@@ -87,6 +90,9 @@ class Campaign:
         self.layout = Layout(self.root, nests, image_size=IMAGE_SIZE, quantity=100_000)
         words = [sys.executable, str(HERE / "launch.py"), str(self.trap.path)]
         self.line = stack.enter_context(Line(self.layout, launcher=lambda daemon: [*words, daemon]))
+        factory = self.root / "bench/factory.bin"
+        factory.write_bytes(image.build(FACTORY_VERSION, bytes(range(256)) * (IMAGE_SIZE // 256)))
+        self.factory = {RECIPES[1]: ("--factory-image", str(factory))}
         self.stock = stack.enter_context(Stock(self.root / "bench/boards", self.layout.ek_ca))
         first = self.stock.take()  # its TPM's maker has to be known before the station starts
         with software_tpm(self.root / "bench/boards" / first / "tpm") as tool:
@@ -181,7 +187,8 @@ class Campaign:
     def _board(self, recipe: str) -> WatchedBoard:
         self.seen = {name: str(nest["visit"]) for name, nest in self.line.nests().items()} or self.seen
         codes = "-" if self.every_effect else str(self._lasting)
-        board = WatchedBoard(self.layout, self.nests[recipe], self.stock.take(), codes)
+        options = self.factory.get(recipe, ())
+        board = WatchedBoard(self.layout, self.nests[recipe], self.stock.take(), codes, *options)
         board.switch_on()
         self.line.boards[:] = [board, *self.line.boards[:1]]  # at most two are in the nests
         return board
@@ -267,11 +274,14 @@ class Campaign:
 class WatchedBoard(Board):
     """A board whose durable effects are written down, one name a line."""
 
-    def __init__(self, layout: Layout, nest: NestPlan, serial: str, codes: str) -> None:
+    def __init__(self, layout: Layout, nest: NestPlan, serial: str, codes: str, *options: str) -> None:
         self.registration_id = ""
         self.effects = layout.root / "bench/boards" / f"{serial}.effects"
         self.effects.touch()
         super().__init__(
-            *(layout, nest, serial, "--baud", "0", "--boot-ms", "5"),
+            layout,
+            nest,
+            serial,
+            *("--baud", "0", "--boot-ms", "5", *options),
             program=(sys.executable, str(HERE / "board.py"), str(self.effects), codes),
         )
