@@ -166,6 +166,9 @@ def factory() -> None:
     drop_in = Path("/etc/systemd/system/hallmark-signer.service.d/softhsm.conf")
     drop_in.parent.mkdir()
     drop_in.write_text(SOFTHSM_DROP_IN)
+    soon = Path("/etc/systemd/system/hallmark-uploader.service.d/soon.conf")
+    soon.parent.mkdir()
+    soon.write_text("[Service]\nRestartSec=1\n")
     said("systemctl", "daemon-reload")
     text = STATION_TOML.format(module=softhsm_module(), token=TOKEN, endpoint=cloud())
     (ETC / "station.toml").write_text(text)
@@ -223,16 +226,20 @@ def acknowledged(count: int) -> bool:
     return bool(found) and found is not None and found["outbox"].get("acknowledged") == count
 
 
-def kill(service: str) -> None:
-    """SIGKILL, and back by systemd: another process, active, which means that it said READY."""
-    before = show(service)["MainPID"]
-    os.kill(int(before), signal.SIGKILL)
+def kill(*services: str) -> None:
+    """SIGKILL, and back by systemd: other processes, active, which means that each said READY."""
+    before = {service: show(service)["MainPID"] for service in services}
+    for pid in before.values():
+        os.kill(int(pid), signal.SIGKILL)
 
     def back() -> bool:
-        now = show(service)
-        return now["ActiveState"] == "active" and now["MainPID"] not in ("0", before)
+        now = {service: show(service) for service in services}
+        return all(
+            found["ActiveState"] == "active" and found["MainPID"] not in ("0", before[service])
+            for service, found in now.items()
+        )
 
-    wait_for(f"{service} to be back", 20, back)
+    wait_for(f"{services} to be back", 30, back)
 
 
 def processes() -> dict[str, dict[str, Any]]:
@@ -273,29 +280,41 @@ def whole() -> None:
         if "install.sh programs" in block:
             share_packages()
     report["checked"] = json.loads(said("/opt/hallmark/bin/hallmark", "check", "--json"))
-    wait_for("the station to answer", 20, snapshot)
+    wait_for("the station to answer", 40, snapshot)
     note("board A")
     control("a", "plug")
     wait_for("board A to pass", 40, lambda: passed("A"))
-    wait_for("the upload", 20, lambda: acknowledged(1))
+    wait_for("the upload", 40, lambda: acknowledged(1))
     note("looking")
     report["services"] = {service: show(service) for service in SERVICES}
     report["processes"] = processes()
-    for service in SERVICES:
-        note(f"kill {service}")
-        kill(service)
-    wait_for("the station to answer again", 20, snapshot)
+    note("kill all")
+    kill(*SERVICES)
+    wait_for("the station to answer again", 40, snapshot)
     note("board B")
     control("b", "plug")
-    wait_for("board B to be under way", 20, lambda: nest("B").get("step_index", 0) >= 1)
+    wait_for("board B to be under way", 40, lambda: nest("B").get("step_index", 0) >= 1)
     kill("station")
     wait_for("board B to pass", 60, lambda: passed("B"))
-    wait_for("the second upload", 20, lambda: acknowledged(2))
+    wait_for("the second upload", 40, lambda: acknowledged(2))
     report["after"] = {service: show(service) for service in SERVICES}
     report["enrollments"] = status.ask(BENCH / "dps.sock", "/emulator/enrollments")
     run("hallmark units export --all --out /out/units\nhallmark status\nhallmark ca status\nhallmark outbox")
+    production()
     run("systemctl stop hallmark.target 'hallmark-*'")
     report["stopped"] = {service: show(service) for service in SERVICES}
+
+
+def production() -> None:
+    """The same line, no bench any more: it comes up with its CA, and refuses the software TPM in the nest."""
+    note("production")
+    control("b", "unplug")
+    path = ETC / "station.toml"
+    path.write_text(path.read_text().replace('mode = "bench"', 'mode = "production"'))
+    run("hallmark check\nsystemctl restart hallmark-signer hallmark-station")
+    wait_for("the station in production", 40, snapshot)
+    wait_for("the verdict", 40, lambda: nest("A").get("outcome") or None)
+    report["production"] = nest("A")
 
 
 def main() -> None:
