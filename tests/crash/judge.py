@@ -5,8 +5,10 @@ tpm2-tools, openssl.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -143,15 +145,15 @@ def auths_in(evidence: Evidence) -> dict[str, str]:
 def software_tpm(state: Path) -> Iterator[Tool]:
     """A software TPM on the state of a board that is off; the result runs one of tpm2-tools on it."""
     with tempfile.TemporaryDirectory(prefix="judge-") as folder:
-        socket = Path(folder, "tpm.sock")
+        path = Path(folder, "tpm.sock")
         process = subprocess.Popen(
             [
                 *("swtpm", "socket", "--tpm2", "--tpmstate", f"dir={state}", "--flags", "startup-clear"),
-                *("--server", f"type=unixio,path={socket}", "--ctrl", f"type=unixio,path={socket}.ctrl"),
+                *("--server", f"type=unixio,path={path}", "--ctrl", f"type=unixio,path={path}.ctrl"),
             ],
             stderr=subprocess.DEVNULL,
         )
-        environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={socket}"}
+        environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={path}"}
 
         def tool(*words: str) -> str:
             done = subprocess.run(list(words), env=environment, capture_output=True, text=True, check=False)
@@ -159,11 +161,18 @@ def software_tpm(state: Path) -> Iterator[Tool]:
             return done.stdout
 
         try:
-            wait_for("the judge's software TPM", 10.0, Path(f"{socket}.ctrl").exists)
+            # Both sockets are there a moment before anybody listens on them.
+            for listening in (path, Path(f"{path}.ctrl")):
+                wait_for("the judge's software TPM", 10.0, functools.partial(_answers, listening))
             yield tool
         finally:
             process.kill()
             process.wait()
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(str(path)) == 0
 
 
 def _openssl(*words: object) -> str:
