@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-import threading
 
 from tests.bench import durable, idle, signing, trip, uploading
 from tests.bench.rig import rig
@@ -60,5 +60,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    threading.stack_size(1 << 20)
+    # Also where a shell has started it with SIGINT ignored: whatever ends the bench ends its processes in order.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(130))
     sys.exit(main())
