@@ -90,9 +90,9 @@ class SmpFirmware:
             # A bootloader in serial recovery runs none of its images, and starts what is in the first slot at reset.
             in_recovery = not any(found.active for found in images)
             started_anyway = in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)
-            if not started_anyway and not any(found.pending for found in ours):
-                self._set_state(call, digest, confirm=False)
             try:
+                if not started_anyway and not any(found.pending for found in ours):
+                    self._set_state(call, digest, confirm=False)
                 self._reset(call)
                 self._await(call, digest)
             except DeviceGone:

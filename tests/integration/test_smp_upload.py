@@ -232,6 +232,23 @@ def test_an_image_that_lost_power_in_its_trial_is_started_once_more() -> None:
         assert responder.count(RESET) == 2
 
 
+def test_an_image_that_lost_power_before_its_reset_and_was_started_by_that_is_left_running() -> None:
+    """The answer was lost with the power, so the link asked again: the image that runs can't be set to be tried."""
+    loader = Bootloader()
+
+    def state(responder: Responder, number: int, fields: Fields) -> Fields | None:
+        if "hash" in fields and loader.swapped:
+            return {"err": {"group": 1, "rc": 33}}
+        if "hash" in fields:
+            loader.swapped = True
+            return None
+        return loader.state(responder, number, fields)
+
+    with attached({STATE: state, RESET: loader.reset}) as (responder, offered):
+        offered[FirmwareTarget].boot(Call.lasting(10), bytes(32))
+        assert responder.count(RESET) == 0
+
+
 def test_a_board_that_never_comes_back_is_a_deadline() -> None:
     loader = Bootloader()
     gone = False
