@@ -50,6 +50,11 @@ class StatusClient:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def has_socket(self) -> bool:
+        """Whether there is something to ask, even if nobody answers just now."""
+        return self._path.is_socket()
+
     def snapshot(self) -> Snapshot:
         found: Snapshot = self.get("/v1/status", Snapshot)
         return found

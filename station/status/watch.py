@@ -10,6 +10,7 @@ import re
 import select
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from station.status.view import NestState, Snapshot
 
 BUSY_SECONDS: Final = 0.25
 IDLE_SECONDS: Final = 1.0
+FIRST_SECONDS: Final = 10.0
 PICTURE_COLUMNS: Final = 150
 QUIT_KEYS: Final = b"qQ\x03\x04"
 """And Ctrl-C and Ctrl-D, in case they come as characters."""
@@ -37,7 +39,7 @@ class _Follower:
 
     def __init__(self, client: StatusClient) -> None:
         self._client = client
-        self.snapshot = client.snapshot()  # the first has to be there: PeerUnavailable goes to the caller
+        self.snapshot = _first(client)
         self._silent_since: float | None = None
 
     def look(self) -> bool:
@@ -61,6 +63,21 @@ class _Follower:
     def pause(self) -> float:
         moving = any(nest.state in (NestState.BUSY, NestState.AWAY) for nest in self.snapshot.nests)
         return BUSY_SECONDS if moving else IDLE_SECONDS
+
+
+def _first(client: StatusClient) -> Snapshot:
+    """Where there is a socket but nobody answers, the station may be restarting: it gets FIRST_SECONDS, then
+    PeerUnavailable goes to the caller.
+    """
+    until = time.monotonic() + FIRST_SECONDS
+    pause = threading.Event()
+    while True:
+        try:
+            return client.snapshot()
+        except PeerUnavailable:
+            if not client.has_socket or time.monotonic() > until:
+                raise
+        pause.wait(BUSY_SECONDS)
 
 
 def on_terminal(client: StatusClient, console: Console, keyboard: TextIO) -> Snapshot:

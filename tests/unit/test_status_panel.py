@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hal.errors import Outcome
+from hal.errors import Outcome, PeerUnavailable
 from station.status import letters, panel, watch, wording
+from station.status.client import StatusClient
 from station.status.view import (
     ClockView,
     DiskView,
@@ -93,6 +95,33 @@ def test_nests_that_fit_as_no_tiles_are_lines_and_the_queue_stays_in_sight() -> 
     assert [line.split()[0] for line in seen[1:9]] == [nest.name for nest in nests]
     assert any(line.startswith("outbox") for line in seen[:24])
     assert any(line.startswith("CA token") for line in seen[:24])
+
+
+@pytest.mark.parametrize(
+    ("socket_there", "said"), [(True, ["silent", "silent", "there"]), (False, ["silent"])]
+)
+def test_a_station_that_restarts_is_waited_for_and_one_that_is_not_there_is_not(
+    monkeypatch: pytest.MonkeyPatch, socket_there: bool, said: list[str]
+) -> None:
+    asked: list[str] = []
+
+    class Client:
+        has_socket = socket_there
+
+        def snapshot(self) -> Snapshot:
+            asked.append("there" if len(asked) == 2 else "silent")
+            if asked[-1] == "silent":
+                raise PeerUnavailable("no station answers")
+            return SNAPSHOT
+
+    monkeypatch.setattr(watch, "BUSY_SECONDS", 0.01)
+    client = cast("StatusClient", Client())
+    if socket_there:
+        assert watch._first(client) is SNAPSHOT
+    else:
+        with pytest.raises(PeerUnavailable):
+            watch._first(client)
+    assert asked == said
 
 
 def test_without_figures_a_busy_nest_shows_how_long_it_waits() -> None:
