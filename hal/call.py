@@ -23,7 +23,7 @@ class Cancel:
     """
 
     def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._fd: int | None = None
         self._event = threading.Event()
         self._lock = threading.Lock()
         self._reason: HallmarkError | None = None
@@ -34,7 +34,8 @@ class Cancel:
                 return
             self._reason = reason or Aborted("stopped")
             self._event.set()
-            os.eventfd_write(self._fd, 1)
+            if self._fd is not None:
+                os.eventfd_write(self._fd, 1)
 
     def is_set(self) -> bool:
         return self._event.is_set()
@@ -48,11 +49,22 @@ class Cancel:
         return self._reason
 
     def fileno(self) -> int:
-        """Readable once set. Never read from it."""
-        return self._fd
+        """Readable once set. Never read from it. Made when it is first asked for: most calls never wait on it."""
+        with self._lock:
+            if self._fd is None:
+                self._fd = os.eventfd(int(self._event.is_set()), os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            return self._fd
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Gives the descriptor back. Not needed: it goes with the last reference."""
+        with self._lock:
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    def __del__(self) -> None:
+        # Every `Call` has one of these: a descriptor that outlived it would be one more each time.
+        self.close()
 
 
 def _no_progress(done: int, total: int | None) -> None:

@@ -224,7 +224,9 @@ class VisitService:
                 f"a worker asked for profile {message.profile!r}, which its recipe does not name"
             )
         if self._ek_name is not None and message.key_proof.get("ek_name") not in (None, self._ek_name):
-            raise ResidencyUnproven("the key's residency proof is against another endorsement key than the unit's")
+            raise ResidencyUnproven(
+                "the key's residency proof is against another endorsement key than the unit's"
+            )
         chain = self._services.signer.issue(
             messages.SignRequest(unit.unit, unit.registration_id, message.profile, message.csr)
         )

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,11 +196,14 @@ def test_a_field_device_proves_the_identity_that_was_enrolled(out: Path, tmp_pat
     try:
         assert cloud.stdout is not None
         endpoint = json.loads(cloud.stdout.readline())["endpoint"]
-        run(
-            *("curl", "-sS", "--fail", "-X", "PUT", "-H", "Content-Type: application/json"),
-            *("--data-binary", f"@{unit / 'enrollment.json'}"),
+        request = urllib.request.Request(
             f"{endpoint}/enrollments/{unit.name}?api-version=2021-10-01",
+            data=(unit / "enrollment.json").read_bytes(),
+            headers={"Content-Type": "application/json"},
+            method="PUT",
         )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == 200
         with tpm_of(unit, tmp_path) as tpm:
             found = run(
                 *(sys.executable, "-m", "drivers.emulated.dps.device", "--tcti", tpm.tcti),
