@@ -62,6 +62,12 @@ def command(station: Station, *words: str, terminal: bool = False) -> list[str]:
     return [sys.executable, "-c", code, "--root", str(station.paths.root), "status", *words]
 
 
+def terminal_environment() -> dict[str, str]:
+    """The size is the terminal's own, whatever the one who runs the tests has exported."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return {**kept, "TERM": "xterm-256color"}
+
+
 def run(station: Station, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(station, *words), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
@@ -158,7 +164,7 @@ def test_in_a_terminal_it_draws_outlives_a_restart_and_puts_the_terminal_back(
     before = termios.tcgetattr(follower)
     process = subprocess.Popen(
         command(station, "--watch", terminal=True), cwd=ROOT, stdin=follower, stdout=follower, stderr=follower,
-        env={**os.environ, "TERM": "xterm-256color"}, start_new_session=True,
+        env=terminal_environment(), start_new_session=True,
     )  # fmt: skip
     try:
         seen = read_until(leader, lambda text: "DO NOT UNPLUG" in text and "dps not reachable" in text)

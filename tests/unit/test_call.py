@@ -30,7 +30,7 @@ def test_a_call_that_is_over_leaves_no_descriptor() -> None:
 def test_a_call_that_never_waits_on_a_port_costs_no_descriptor() -> None:
     before = open_descriptors()
     calls = [Call.lasting(1.0).within(0.5) for _ in range(200)]
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     assert len(calls) == 200
 
 
