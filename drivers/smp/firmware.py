@@ -13,6 +13,7 @@ from typing import Final
 
 from smp import image_management as img
 from smp import os_management
+from smp.header import GroupId
 
 from drivers.smp import mcuboot
 from drivers.smp.link import Link
@@ -21,6 +22,7 @@ from drivers.smp.upload import Upload
 from hal.call import Call
 from hal.errors import (
     DeadlineExceeded,
+    DeviceBusy,
     DeviceGone,
     FlashRejected,
     ProtocolViolation,
@@ -36,6 +38,7 @@ _HASH_LIMIT: Final = 64
 _FIRST_SLOT: Final = "slot 0"
 _STARTS: Final = 2
 _POLL_SECONDS: Final = 0.2
+_PLUG_AGAIN: Final = "Plug the board in again; if it repeats, set it aside."
 _RESET_AGAIN_SECONDS: Final = 3.0
 """Longer than any board takes from its answer to its restart (Zephyr: 250 ms by default)."""
 
@@ -62,6 +65,11 @@ class SmpFirmware:
             try:
                 upload.run()
             except BoardError as exc:
+                if exc.is_of(GroupId.IMAGE_MANAGEMENT, img.IMG_MGMT_ERR.NO_FREE_SLOT):
+                    # An image on trial, or one to be swapped: a power cut in mid-visit leaves that. A restart ends it.
+                    self._reset(call)
+                    problem = "the board still has another image on trial; it was restarted to end that"
+                    raise DeviceBusy(problem, hint=_PLUG_AGAIN) from exc
                 problem = f"the board does not take {quote(image.name)}: {exc}"
                 raise FlashRejected(problem) from exc
             if upload.matched is False:

@@ -8,6 +8,7 @@ import time
 from typing import Any, cast
 
 import pytest
+from smp.image_management import IMG_MGMT_ERR
 
 from drivers.emulated.image import build
 from drivers.smp.driver import board
@@ -16,6 +17,7 @@ from hal.call import Call
 from hal.errors import (
     ConfigError,
     DeadlineExceeded,
+    DeviceBusy,
     DeviceRefused,
     FlashRejected,
     ProtocolViolation,
@@ -62,6 +64,7 @@ class Slot:
 
 BODY = hashlib.sha256(b"body").digest() * 500
 IMAGE = FirmwareImage("gw.bin", build("1.4.2", BODY), bytes(32), "1.4.2")
+RESET = (0, 5)
 LAST = 35  # upload requests that one upload takes with this image and buffer
 
 
@@ -148,6 +151,28 @@ def test_a_refused_upload_names_the_reason() -> None:
         offered[FirmwareTarget].write(Call.lasting(20), IMAGE)
 
 
+def test_a_board_with_an_image_on_trial_is_restarted_and_takes_the_upload_then() -> None:
+    """After a power cut in a swap the other slot is in use: a restart ends that, a refusal would blame the unit."""
+    slot = Slot(frozenset(), frozenset())
+    restarts: list[int] = []
+
+    def upload(responder: Responder, number: int, fields: Fields) -> Fields | None:
+        if not restarts:
+            return {"err": {"group": 1, "rc": int(IMG_MGMT_ERR.NO_FREE_SLOT)}}
+        return slot.upload(responder, number, fields)
+
+    def reset(_responder: Responder, number: int, _fields: Fields) -> Fields:
+        restarts.append(number)
+        return {}
+
+    with attached({UPLOAD: upload, STATE: slot.state, RESET: reset}) as (_, offered):
+        with pytest.raises(DeviceBusy, match="restarted") as busy:
+            offered[FirmwareTarget].write(Call.lasting(20), IMAGE)
+        assert busy.value.retryable
+        offered[FirmwareTarget].write(Call.lasting(20), IMAGE)
+    assert len(restarts) == 1
+
+
 def test_a_digest_that_differs_is_a_mismatch() -> None:
     slot = Slot(frozenset(), frozenset())
     other = {"images": [{"slot": 1, "version": "1.4.2", "hash": bytes(32)}]}
@@ -196,9 +221,6 @@ class Bootloader:
             return None
         self.pending, self.swapped = False, self.accepts
         return {}
-
-
-RESET = (0, 5)
 
 
 def test_a_lost_reset_is_asked_for_again_while_the_old_image_answers(monkeypatch: pytest.MonkeyPatch) -> None:
