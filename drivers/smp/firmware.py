@@ -100,7 +100,7 @@ class SmpFirmware:
             started_anyway = in_recovery and any(found.location.endswith(_FIRST_SLOT) for found in ours)
             try:
                 if not started_anyway and not any(found.pending for found in ours):
-                    self._set_state(call, digest, confirm=False)
+                    self._mark(call, digest)
                 self._reset(call)
                 self._await(call, digest)
             except DeviceGone:
@@ -112,6 +112,22 @@ class SmpFirmware:
                 return
         if refused is not None:
             raise refused
+
+    def _mark(self, call: Call, digest: bytes) -> None:
+        """Asks for a trial of the image at the next start.
+
+        A board on which a swap is due already (after a power cut, or asked for by a worker that was killed) takes no
+        request before it has restarted: then the restart, and what runs after it, tells.
+        """
+        try:
+            self._set_state(call, digest, confirm=False)
+        except FlashRejected as error:
+            cause = error.__cause__
+            due = isinstance(cause, BoardError) and cause.is_of(
+                GroupId.IMAGE_MANAGEMENT, img.IMG_MGMT_ERR.IMAGE_ALREADY_PENDING
+            )
+            if not due:
+                raise
 
     def confirm(self, call: Call, digest: bytes) -> None:
         images = _images(self._set_state(call, digest, confirm=True).images)

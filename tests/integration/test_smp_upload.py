@@ -233,6 +233,29 @@ def test_a_lost_reset_is_asked_for_again_while_the_old_image_answers(monkeypatch
         assert responder.count(RESET) == 2, "a board that runs the image is left alone"
 
 
+def test_a_swap_that_is_due_from_before_is_let_happen_and_the_image_started_then() -> None:
+    """After a power cut or a killed worker a board may have to go back first: it takes no request until it did."""
+    loader = Bootloader()
+    due = True
+
+    def state(responder: Responder, number: int, fields: Fields) -> Fields:
+        if due and "hash" in fields:
+            return {"err": {"group": 1, "rc": int(IMG_MGMT_ERR.IMAGE_ALREADY_PENDING)}}
+        return loader.state(responder, number, fields)
+
+    def reset(responder: Responder, number: int, fields: Fields) -> Fields | None:
+        nonlocal due
+        if due:
+            due = False
+            return {}
+        return loader.reset(responder, number, fields)
+
+    with attached({STATE: state, RESET: reset}) as (responder, offered):
+        offered[FirmwareTarget].boot(Call.lasting(20), bytes(32))
+        assert responder.count(RESET) == 2
+    assert loader.swapped
+
+
 def test_an_image_that_the_bootloader_refuses_is_told_when_it_refuses_it_again() -> None:
     loader = Bootloader(accepts=False)
     with attached({STATE: loader.state, RESET: loader.reset}) as (responder, offered):
