@@ -8,14 +8,11 @@ import json
 import sys
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from hal.errors import ConfigError, RecipeError
 from station.config import load_configuration
-from station.images import MANIFEST, SIGNATURE
+from station.images import MANIFEST
 from station.recipe import Recipe, load_recipe
-from station.signer.durable import write
+from station.signed import load_private_key, write_signed
 
 HELP = "check or show recipes, sign the images' manifest"
 
@@ -37,7 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "images", nargs="+", metavar="FILE=VERSION", help="image file names in it, with their versions"
     )
     sign.add_argument(
-        "--key", type=Path, required=True, help="Ed25519 private key, PEM, not encrypted (keep it offline)"
+        "--key",
+        type=Path,
+        required=True,
+        help="private key (Ed25519, EC or RSA), PEM, not encrypted (keep it offline)",
     )
 
 
@@ -87,7 +87,7 @@ def _show(recipe: Recipe) -> None:
 
 
 def _sign(folder: Path, images: list[str], key: Path) -> int:
-    """manifest.json and its signature: Ed25519 over the file's octets, 64 octets raw."""
+    """manifest.json and its detached signature."""
     entries = []
     for item in images:
         name, _, version = item.partition("=")
@@ -99,14 +99,7 @@ def _sign(folder: Path, images: list[str], key: Path) -> int:
             raise ConfigError(f"can't be read ({error.strerror})", file=str(folder / name)) from error
         digest = hashlib.sha256(data).hexdigest()
         entries.append({"name": name, "version": version, "sha256": digest, "size": len(data)})
-    try:
-        private = serialization.load_pem_private_key(key.read_bytes(), None)
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError("is no readable private key in PEM", file=str(key)) from error
-    if not isinstance(private, Ed25519PrivateKey):
-        raise ConfigError("is another kind of key; expected Ed25519", file=str(key))
     manifest = json.dumps({"images": entries}, indent=2).encode() + b"\n"
-    write(folder / MANIFEST, manifest, 0o644)
-    write(folder / SIGNATURE, private.sign(manifest), 0o644)
+    write_signed(folder / MANIFEST, manifest, load_private_key(key))
     print(f"{folder / MANIFEST}: {len(entries)} images signed")
     return 0

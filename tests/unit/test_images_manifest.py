@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import x25519
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hal.errors import ConfigError, ImageUntrusted
-from station.images import MANIFEST, MANIFEST_LIMIT, SIGNATURE, ImageStore
+from station.images import MANIFEST, MANIFEST_LIMIT, ImageStore
 
 DATA = b"firmware" * 1000
 NAME = "gw-1.2.3.bin"
+
+SIGNATURE = f"{MANIFEST}.sig"
 
 
 class Folder:
@@ -134,7 +136,7 @@ def test_a_signature_by_another_key_over_other_bytes_or_none_is_refused(folder: 
     raw = manifest.read_bytes()
     for signed in (Ed25519PrivateKey.generate().sign(raw), folder.key.sign(raw + b" "), b"", b"\0" * 64):
         signature.write_bytes(signed)
-        with pytest.raises(ImageUntrusted, match="not signed"):
+        with pytest.raises(ImageUntrusted, match="signature is by none of"):
             folder.store.manifest()
     signature.unlink()
     with pytest.raises(ImageUntrusted):
@@ -162,11 +164,11 @@ def test_an_image_that_is_not_there_or_is_no_file_is_refused(folder: Folder) -> 
         folder.store.sealed(NAME)
 
 
-def test_a_key_that_is_no_ed25519_key_is_told_by_its_file(folder: Folder) -> None:
+def test_a_key_that_can_sign_nothing_is_told_by_its_file(folder: Folder) -> None:
     for content, said in (
         (b"no PEM", "no public key"),
         (
-            ec.generate_private_key(ec.SECP256R1())
+            x25519.X25519PrivateKey.generate()
             .public_key()
             .public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
             "another kind of key",
