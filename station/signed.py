@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from hal.errors import ConfigError, HallmarkError, quote
+from hal.errors import ConfigError, HallmarkError
 
 SUFFIX: Final = ".sig"
 SIGNATURE_LIMIT: Final = 1024
@@ -75,8 +75,8 @@ def read_signed(
     signature = read_bounded(path.with_name(path.name + SUFFIX), SIGNATURE_LIMIT, error)
     signer = check_signature(data, signature, signers)
     if signer is None:
-        names = ", ".join(quote(item.name) for item in signers) or "nobody"
-        raise error(f"{path}: its signature is by none of: {names}")
+        names = ", ".join(item.name for item in signers)
+        raise error(f"{path.name} is not signed by {names}")
     return SignedFile(data, hashlib.sha256(data).digest(), signer)
 
 
@@ -128,7 +128,7 @@ def _load_signer(path: Path) -> Signer:
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS:
         raise ConfigError(f"has {key.key_size} bits; expected at least {LEAST_RSA_BITS}", file=str(path))
     spki = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    return Signer(path.stem, hashlib.sha256(spki).digest(), key)
+    return Signer(path.name, hashlib.sha256(spki).digest(), key)
 
 
 def _holds(key: PublicKey, data: bytes, signature: bytes) -> bool:

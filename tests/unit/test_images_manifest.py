@@ -136,7 +136,7 @@ def test_a_signature_by_another_key_over_other_bytes_or_none_is_refused(folder: 
     raw = manifest.read_bytes()
     for signed in (Ed25519PrivateKey.generate().sign(raw), folder.key.sign(raw + b" "), b"", b"\0" * 64):
         signature.write_bytes(signed)
-        with pytest.raises(ImageUntrusted, match="signature is by none of"):
+        with pytest.raises(ImageUntrusted, match="not signed by"):
             folder.store.manifest()
     signature.unlink()
     with pytest.raises(ImageUntrusted):

@@ -42,7 +42,7 @@ def test_what_is_signed_here_is_read_back_with_its_signer(tmp_path: Path, kind: 
     private, public = write_keys(tmp_path, KEYS[kind]())
     write_signed(tmp_path / "set.json", DATA, load_private_key(private))
     found = read_signed(tmp_path / "set.json", load_signers(public), limit=100)
-    assert (found.data, found.signer.name) == (DATA, "release")
+    assert (found.data, found.signer.name) == (DATA, "release.pem")
 
 
 @pytest.mark.parametrize("kind", KEYS)
@@ -100,4 +100,4 @@ def test_a_folder_of_signers_takes_any_of_them_and_an_empty_one_is_an_error(tmp_
     public.rename(folder / "bob.pem")
     write_keys(folder, Ed25519PrivateKey.generate())
     write_signed(tmp_path / "x", DATA, load_private_key(private))
-    assert read_signed(tmp_path / "x", load_signers(folder), limit=100).signer.name == "bob"
+    assert read_signed(tmp_path / "x", load_signers(folder), limit=100).signer.name == "bob.pem"
