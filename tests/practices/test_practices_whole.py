@@ -1,4 +1,4 @@
-"""Rows of the practices document that the whole trip shows; the other rows stand in the rooms' files beside this one."""
+"""Rows of the practices document that the whole trip shows; the others stand in the rooms' files beside this one."""
 
 from __future__ import annotations
 
