@@ -24,6 +24,7 @@ COMMANDS: Final = (
     "status",
     "units",
     "outbox",
+    "decisions",
     "audit",
     "ca",
     "check",

@@ -82,6 +82,7 @@ class WorkOrderSection(Struct, frozen=True):
 
 class StatusSection(Struct, frozen=True):
     operators: Word = "hallmark-operators"
+    engineers: Word = "hallmark-engineers"
 
 
 class StationFile(Struct, frozen=True):

@@ -74,6 +74,18 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         "outcome": "PASS" if summary.passed_at is not None else summary.outcome,
         "created_at": summary.created_at,
         "passed_at": summary.passed_at,
+        "quarantine": summary.quarantine,
+        "retired": summary.retired,
+        "decisions": [
+            {
+                "number": item.id,
+                "kind": item.kind,
+                "answer": item.answer,
+                "reason": item.reason,
+                "by": item.by,
+            }
+            for item in record.decisions
+        ],
         "work_order": record.work_order,
         "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
         "ek_name": ek_name,

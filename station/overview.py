@@ -64,6 +64,8 @@ class Overview:
         file = self._configuration.file
         usage = shutil.disk_usage(self._configuration.paths.state)
         trouble = [self._store.trouble] if self._store.trouble else []
+        if (waiting := self._store.decisions_waiting()) > 0:
+            trouble.append(f"{waiting} decision(s) wait for an engineer: see `hallmark decisions`")
         return StationView(
             name=file.station.name,
             mode=file.station.mode,
@@ -141,6 +143,9 @@ class Overview:
 
     def release(self, unit: str, by: str) -> None:
         self._store.set_quarantine(unit, None, by)
+
+    def decide(self, number: int, choice: str, reason: str, by: str) -> None:
+        self._store.decide(number, choice, reason, by)
 
 
 def _sink(name: str, found: tuple[messages.SinkHealth, float] | None, now: float) -> SinkView:

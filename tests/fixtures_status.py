@@ -14,6 +14,7 @@ import pytest
 
 from hal.errors import StoreUnavailable
 from station.status.client import StatusClient
+from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.status.view import (
     ClockView,
@@ -30,6 +31,7 @@ from station.status.view import (
 )
 
 MIB = 1 << 20
+GROUPS = Groups("hallmark-operators-of-no-one", "hallmark-engineers-of-no-one")
 
 STATION = StationView(
     name="line-1",
@@ -113,6 +115,11 @@ class FakeControl:
     def release(self, unit: str, by: str) -> None:
         self.calls.append(("release", unit, by))
 
+    def decide(self, number: int, choice: str, reason: str, by: str) -> None:
+        if choice == "no-choice":
+            raise ValueError("no choice")
+        self.calls.append(("decide", str(number), choice, reason, by))
+
 
 class FakeRecords:
     """Units by name, and events that a test adds."""
@@ -145,6 +152,9 @@ class FakeRecords:
     def outbox_items(self, limit: int, after: int, state: str | None) -> Sequence[object]:
         return [{"seq": seq, "state": state or "queued"} for seq in range(after + 1, after + 4)][:limit]
 
+    def decisions(self, limit: int, after: int, *, waiting: bool) -> Sequence[object]:
+        return [{"id": after + 1, "limit": limit, "waiting": waiting}]
+
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         with self._condition:
             return self._events[since : since + limit]
@@ -168,7 +178,7 @@ class Served:
 
     def again(self) -> Served:
         """The same station, restarted."""
-        server = StatusServer(self.control, self.records, self.path, "hallmark-operators-of-no-one")
+        server = StatusServer(self.control, self.records, self.path, GROUPS)
         server.start()
         return replace(self, server=server)
 
@@ -185,7 +195,7 @@ def socket_folder() -> Iterator[Path]:
 @pytest.fixture
 def served(socket_folder: Path) -> Iterator[Served]:
     control, records, path = FakeControl(), FakeRecords(), socket_folder / "status.sock"
-    server = StatusServer(control, records, path, "hallmark-operators-of-no-one")
+    server = StatusServer(control, records, path, GROUPS)
     server.start()
     yield Served(control, records, path, server, StatusClient(path))
     server.stop()

@@ -25,6 +25,7 @@ import msgspec
 from station import logs, notify
 from station.paths import Paths
 from station.status.client import StatusClient
+from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.wire import PeerCredentials
 from tests.fixtures_status import STATION, FakeControl, FakeRecords
@@ -126,7 +127,11 @@ def station() -> None:
     control = FakeControl(station=msgspec.structs.replace(STATION, problems=[json.dumps(found)]))
     watchdog = notify.Watchdog(["status", "outbox"])
     StatusServer(
-        control, FakeRecords(), passed["status"], "hallmark-operators", beat=lambda: watchdog.beat("status")
+        control,
+        FakeRecords(),
+        passed["status"],
+        Groups("hallmark-operators", "hallmark-engineers"),
+        beat=lambda: watchdog.beat("status"),
     ).start()
     passed["outbox"].settimeout(1)
     notify.ready("probing")

@@ -10,6 +10,7 @@ import structlog
 
 from station import logs, notify
 from station.config import load_configuration
+from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.store import Store
 from station.supervisor import Supervisor
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
             supervisor.overview,
             store,
             inherited.get("status", paths.status_socket),
-            configuration.file.status.operators,
+            Groups(configuration.file.status.operators, configuration.file.status.engineers),
             beat=lambda: watchdog.beat(STATUS_LOOP),
         )
         server.start()

@@ -18,6 +18,7 @@ from station.paths import Paths
 from station.status.client import Refused, StatusClient, segment
 from station.status.view import PAGE_LIMIT, EventView
 from station.store import Store
+from station.store.decisions import Decision
 from station.store.records import OutboxRecord, UnitRecord, UnitSummary
 
 NOT_FOUND: Final = 404
@@ -29,6 +30,10 @@ class _Units(msgspec.Struct):
 
 class _Items(msgspec.Struct):
     items: list[OutboxRecord]
+
+
+class _Decisions(msgspec.Struct):
+    decisions: list[Decision]
 
 
 class Source:
@@ -86,6 +91,20 @@ class Source:
                 return
             after = found[-1].seq
 
+    def decisions(self, *, waiting: bool) -> Iterator[Decision]:
+        """Questions in their order; with `waiting` only those without an answer."""
+        after = 0
+        while True:
+            if (store := self._offline()) is not None:
+                found = store.decisions(PAGE_LIMIT, after, waiting=waiting)
+            else:
+                given = {"limit": PAGE_LIMIT, "after": after, "waiting": int(waiting)}
+                found = self._client.get("/v1/decisions", _Decisions, **given).decisions
+            yield from found
+            if len(found) < PAGE_LIMIT:
+                return
+            after = found[-1].id
+
     def events(self, since: int) -> Iterator[EventView]:
         """Audit events with a number over `since`, in order, up to now."""
         while True:
@@ -125,7 +144,7 @@ class Source:
         return True
 
 
-def change(paths: Paths, path: str, directly: Callable[[Store, str], None], **parameters: str) -> None:
+def change(paths: Paths, path: str, directly: Callable[[Store, str], object], **parameters: str) -> None:
     """Posts to the running station; when none answers, acts on the store, whose lock keeps a station out."""
     try:
         StatusClient(paths.status_socket).post(path, **parameters)
@@ -137,7 +156,7 @@ def change(paths: Paths, path: str, directly: Callable[[Store, str], None], **pa
     with Store.open(paths.database) as store:
         try:
             directly(store, f"{getpass.getuser()} (uid {os.getuid()})")
-        except LookupError as error:
+        except (LookupError, ValueError) as error:
             raise StationError(str(error.args[0]), hint="See the lists for what there is.") from error
 
 

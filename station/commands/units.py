@@ -71,6 +71,8 @@ def show(record: UnitRecord) -> Iterator[str]:
     yield f"  unit          {summary.unit}"
     if summary.quarantine is not None:
         yield f"  quarantine    {quote(summary.quarantine, 300)}"
+    if summary.retired is not None:
+        yield f"  retired       {quote(summary.retired, 300)}"
     for item in record.identifiers:
         yield f"  {item.kind:<12}  {quote(item.value, 150)}{'' if item.strong else '  (claimed)'}"
     if record.work_order is not None:
@@ -85,6 +87,11 @@ def show(record: UnitRecord) -> Iterator[str]:
     for row in record.outbox:
         problem = f", {row.code}: {quote(row.message, 200)}" if row.code else ""
         yield f"  {row.kind:<12}  {row.sink}: {row.state}, {row.tries} tries{problem}"
+    for asked in record.decisions:
+        given = (
+            "waits" if asked.answer is None else f"{asked.answer}, by {asked.by}: {quote(asked.reason, 200)}"
+        )
+        yield f"  decision {asked.id:<4} {asked.kind}: {given}"
     for visit in record.visits:
         told = f"  {visit.code}: {quote(visit.message, 200)}" if visit.code else ""
         place = f" in {visit.step}.{visit.action}" if visit.code and visit.step else ""

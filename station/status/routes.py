@@ -1,7 +1,8 @@
 """What each path of the status socket answers, and who may ask for it. No sockets, no threads.
 
 Reading is free to whoever can connect: nothing here is secret. What changes something is for members of the operators
-group, root, and the user that the station runs as, by the kernel's word (SO_PEERCRED and SO_PEERGROUPS).
+group, and what decides about a unit's identity for engineers; root and the user that the station runs as may do either.
+The kernel says who asks (SO_PEERCRED and SO_PEERGROUPS).
 """
 
 from __future__ import annotations
@@ -74,11 +75,24 @@ Handler = Callable[[Asked], Answer | Follow]
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Whose members may change something: the line's operators, and the engineers who decide."""
+
+    operators: str
+    engineers: str
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     method: str
     pattern: tuple[str, ...]
     handler: Handler
-    changes: bool = False
+    group: str | None = None
+    """Whose members may ask this; None: anybody, because it changes nothing."""
+
+    @property
+    def changes(self) -> bool:
+        return self.group is not None
 
     def match(self, path: tuple[str, ...]) -> tuple[str, ...] | None:
         """The segments that stand for `ANY`, or None when this isn't the path."""
@@ -93,9 +107,16 @@ class Route:
 class Routes:
     """All paths. `answer` never raises: whatever goes wrong becomes an answer with a code and a hint."""
 
-    def __init__(self, control: StationControl, records: Records, operators: str) -> None:
-        self._control, self._records, self._operators = control, records, operators
-        get, post = self._get, self._post
+    def __init__(self, control: StationControl, records: Records, groups: Groups) -> None:
+        self._control, self._records = control, records
+        get = self._get
+
+        def post(pattern: str, change: Callable[[Asked], None]) -> Route:
+            return self._post(pattern, groups.operators, change)
+
+        def engineers_post(pattern: str, change: Callable[[Asked], None]) -> Route:
+            return self._post(pattern, groups.engineers, change)
+
         self._routes: list[Route] = [
             get("/v1/status", lambda _: Answer.json(self._snapshot())),
             get("/v1/nests", lambda _: Answer.json({"nests": list(control.nests())})),
@@ -103,6 +124,7 @@ class Routes:
             get("/v1/units/*", self._unit),
             get("/v1/outbox", lambda _: Answer.json(control.outbox())),
             get("/v1/outbox/items", self._outbox_items),
+            get("/v1/decisions", self._decisions),
             get("/v1/events", self._events),
             get("/metrics", lambda _: Answer(200, metrics.render(self._snapshot()), METRICS_TYPE)),
             post("/v1/pause", lambda asked: control.pause(asked.by)),
@@ -115,6 +137,7 @@ class Routes:
                 lambda asked: control.quarantine(asked.segments[0], asked.by, asked.text("reason")),
             ),
             post("/v1/units/*/release", lambda asked: control.release(asked.segments[0], asked.by)),
+            engineers_post("/v1/decisions/*/answer", self._decide),
         ]
 
     def answer(self, request: Request, peer: PeerCredentials | None) -> Answer | Follow:
@@ -124,7 +147,7 @@ class Routes:
             path, parameters = take_apart(request)
             route, segments = self._find(request.method, path)
             unit = segments[0] if segments and path[1] == "units" else ""
-            by = self._allowed(peer) if route.changes else ""
+            by = _allowed(peer, route.group) if route.group is not None else ""
             return route.handler(Asked(segments, parameters, by))
         except Refusal as refusal:
             return refusal.answer
@@ -164,6 +187,12 @@ class Routes:
         found = self._records.outbox_items(limit, asked.number("after", 0), asked.parameters.get("state"))
         return Answer.json({"items": list(found)})
 
+    def _decisions(self, asked: Asked) -> Answer:
+        limit = asked.number("limit", PAGE, least=1, most=PAGE_LIMIT)
+        waiting = asked.parameters.get("waiting") == "1"
+        found = self._records.decisions(limit, asked.number("after", 0), waiting=waiting)
+        return Answer.json({"decisions": list(found)})
+
     def _events(self, asked: Asked) -> Answer | Follow:
         """From now on, or from behind `since`; `follow=0` ends with the last there is (or the first 500)."""
         if asked.parameters.get("follow") == "0":
@@ -174,41 +203,26 @@ class Routes:
 
     # --- changing
 
-    def _allowed(self, who: PeerCredentials | None) -> str:
-        """Who asks, when it is one who may; else a Refusal. A group that doesn't exist has no members."""
-        if who is None:
-            message = "the kernel does not say who is asking"
-            raise Refusal(403, Failure("Forbidden", message, "Connect again."))
+    def _decide(self, asked: Asked) -> None:
         try:
-            name = f"{pwd.getpwuid(who.uid).pw_name} (uid {who.uid})"
-        except KeyError:
-            name = f"uid {who.uid}"
-        if who.uid not in (0, os.geteuid()) and self._group() not in who.groups:
-            message = f"{name} is not in the group {self._operators}"
-            hint = f"Ask an administrator: adduser NAME {self._operators}, then log in again."
-            raise Refusal(403, Failure("Forbidden", message, hint))
-        return name
-
-    def _group(self) -> int | None:
-        try:
-            return grp.getgrnam(self._operators).gr_gid
-        except KeyError:
-            return None
+            self._control.decide(_row(asked), asked.text("answer"), asked.text("reason"), asked.by)
+        except ValueError as error:
+            bad_request(str(error))
 
     # --- the table
 
     def _get(self, pattern: str, handler: Handler) -> Route:
         return Route("GET", tuple(pattern.split("/")[1:]), handler)
 
-    def _post(self, pattern: str, change: Callable[[Asked], None]) -> Route:
+    def _post(self, pattern: str, group: str, change: Callable[[Asked], None]) -> Route:
         def handler(asked: Asked) -> Answer:
             change(asked)
             structlog.get_logger().info(
-                "asked for by an operator", request=pattern, by=asked.by, of=asked.segments
+                "asked for by a person", request=pattern, by=asked.by, of=asked.segments
             )
             return Answer.json({"state": self._control.status().state})
 
-        return Route("POST", tuple(pattern.split("/")[1:]), handler, changes=True)
+        return Route("POST", tuple(pattern.split("/")[1:]), handler, group)
 
     def _find(self, method: str, path: tuple[str, ...]) -> tuple[Route, tuple[str, ...]]:
         fitting = [(route, found) for route in self._routes if (found := route.match(path)) is not None]
@@ -221,6 +235,29 @@ class Routes:
             raise Refusal(405, failure, (("allow", allowed),))
         known = ", ".join("/" + "/".join(route.pattern) for route in self._routes if not route.changes)
         raise Refusal(404, Failure("NotFound", "there is nothing at this path", f"Known are {known}."))
+
+
+def _allowed(who: PeerCredentials | None, group: str) -> str:
+    """Who asks, when it is one who may; else a Refusal. A group that doesn't exist has no members."""
+    if who is None:
+        message = "the kernel does not say who is asking"
+        raise Refusal(403, Failure("Forbidden", message, "Connect again."))
+    try:
+        name = f"{pwd.getpwuid(who.uid).pw_name} (uid {who.uid})"
+    except KeyError:
+        name = f"uid {who.uid}"
+    if who.uid not in (0, os.geteuid()) and _number(group) not in who.groups:
+        message = f"{name} is not in the group {group}"
+        hint = f"Ask an administrator: adduser NAME {group}, then log in again."
+        raise Refusal(403, Failure("Forbidden", message, hint))
+    return name
+
+
+def _number(group: str) -> int | None:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        return None
 
 
 def take_apart(request: Request) -> tuple[tuple[str, ...], dict[str, str]]:

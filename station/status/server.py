@@ -23,7 +23,7 @@ import structlog
 from station.status import events
 from station.status.connection import Client
 from station.status.http import Answer, Fate, Request
-from station.status.routes import Follow, Routes
+from station.status.routes import Follow, Groups, Routes
 from station.status.view import Failure, Records, StationControl
 from station.wire import listen
 
@@ -57,11 +57,11 @@ class StatusServer:
         control: StationControl,
         records: Records,
         listener: Path | socket.socket,
-        operators: str,
+        groups: Groups,
         *,
         beat: Callable[[], object] = lambda: None,
     ) -> None:
-        self._routes, self._records, self._beat = Routes(control, records, operators), records, beat
+        self._routes, self._records, self._beat = Routes(control, records, groups), records, beat
         self._path = listener if isinstance(listener, Path) else None
         self._listener = listen(listener, SOCKET_MODE, BACKLOG) if isinstance(listener, Path) else listener
         self._listener.setblocking(False)

@@ -222,6 +222,9 @@ class StationControl(Protocol):
     def release(self, unit: str, by: str) -> None:
         """LookupError for a unit that isn't in quarantine."""
 
+    def decide(self, number: int, choice: str, reason: str, by: str) -> None:
+        """Answers an open question. LookupError for a number that has none, ValueError for a word that is no choice."""
+
 
 class Records(Protocol):
     """What the store's reads offer, on read-only connections. Everything returned can be written as JSON by msgspec."""
@@ -234,6 +237,9 @@ class Records(Protocol):
 
     def outbox_items(self, limit: int, after: int, state: str | None) -> Sequence[object]:
         """Rows with a number over `after`, in order."""
+
+    def decisions(self, limit: int, after: int, *, waiting: bool) -> Sequence[object]:
+        """Questions with a number over `after`, in order; with `waiting` only those without an answer."""
 
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         """Those with a `seq` over `since`, in order."""

@@ -17,6 +17,16 @@ import apsw
 from hal.errors import IdentityConflict, ProtocolViolation, Quarantined, quote
 from station.messages import Unit
 from station.store import audit, escrow, orders, visits
+from station.store.known_boards import (
+    ANOTHER_EK,
+    ANOTHER_SERIAL,
+    SHARED_CLAIM,
+    TWO_NESTS,
+    Claim,
+    Doubt,
+    check_free,
+    set_aside,
+)
 
 STRONG: Final = {"ek-name": re.compile(r"[0-9a-f]{44,132}"), "key": re.compile(r"[0-9a-f]{64}")}
 """Strong identifiers in lower-case hex: a TPM Name (2 octets of algorithm and a digest), SHA-256 of an SPKI."""
@@ -25,8 +35,6 @@ MANY_VALUED: Final = frozenset({"mac"})
 REGISTRATION_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9:._-]{0,126}[a-z0-9])?")
 CLAIM_LIMIT: Final = 32
 TEXT_LIMIT: Final = 128
-
-Claim = tuple[str, str]
 
 
 def unit_id(kind: str, value: str) -> str:
@@ -50,12 +58,14 @@ def join(
     """Ties a visit to the unit with this strong identifier, making it at its first visit.
 
     A conflict is returned, not raised: it is on the audit trail then, and the caller's transaction has to keep that.
-    The unit that a board falsely claims to be is left as it is: else any board could put another one out of work.
+    A board whose identity is in doubt, and the unit that it contradicts, are put aside until a person has decided.
     """
     _check_form(kind, value, registration_id, claims)
     here = visits.get_open(db, visit)
     known = db.execute("SELECT unit FROM identifiers WHERE kind = ? AND value = ?", (kind, value)).get
     conflict = _conflict(db, here, known, kind, registration_id, claims)
+    if isinstance(conflict, Doubt):
+        conflict = _put_aside(db, now, here, conflict, (kind, value), registration_id, claims)
     if conflict is not None:
         audit.append(
             db,
@@ -95,6 +105,23 @@ def join(
     return describe(db, unit, returning=known is not None)
 
 
+def _put_aside(
+    db: apsw.Connection,
+    now: int,
+    here: visits.OpenVisit,
+    doubt: Doubt,
+    strong: Claim,
+    registration_id: str,
+    claims: Sequence[Claim],
+) -> IdentityConflict:
+    """A newcomer gets a record of its own, so that there is something to decide about."""
+    unit = doubt.unit or _create(db, now, here, *strong, registration_id)
+    if doubt.kind != TWO_NESTS:
+        db.execute("UPDATE visits SET unit = ? WHERE visit = ?", (unit, here.visit))
+        db.execute("UPDATE actions SET unit = ? WHERE visit = ?", (unit, here.visit))
+    return set_aside(db, now, doubt, unit, claims, here.visit, here.nest)
+
+
 def describe(db: apsw.Connection, unit: str, *, returning: bool) -> Unit:
     """What is on record for a unit, as the worker needs it."""
     registration_id = db.execute("SELECT registration_id FROM units WHERE unit = ?", (unit,)).get
@@ -126,6 +153,8 @@ def set_quarantine(db: apsw.Connection, now: int, unit: str, reason: str | None,
     was = db.execute("SELECT quarantine FROM units WHERE unit = ?", (name,)).get
     if reason is None and was is None:
         raise LookupError(f"unit {unit} isn't in quarantine")
+    if reason is None:
+        check_free(db, name)
     db.execute("UPDATE units SET quarantine = ? WHERE unit = ?", (reason, name))
     kind = "released" if reason is None else "quarantined"
     audit.append(db, now, kind, unit=name, fields={"reason": reason or was, "by": by})
@@ -166,41 +195,50 @@ def _conflict(
     kind: str,
     registration_id: str,
     claims: Sequence[Claim],
-) -> IdentityConflict | None:
+) -> IdentityConflict | Doubt | None:
     if here.unit is not None and here.unit != known:
         return IdentityConflict(
             f"another board is in the nest than the one that this visit began with, {_name(db, here.unit)}"
         )
     if known is not None and (conflict := _conflict_with_record(db, here, known, registration_id, claims)):
         return conflict
-    for claimed_kind, claimed in claims:
-        owner = db.execute(
-            "SELECT unit FROM identifiers WHERE kind = ? AND value = ?", (claimed_kind, claimed)
-        ).get
-        if owner is not None and owner != known:
-            return _claim_of_another(db, known, owner, kind, claimed_kind, claimed)
     owner = db.execute("SELECT unit FROM units WHERE registration_id = ?", (registration_id,)).get
     if owner is not None and owner != known:
         return IdentityConflict(f"the registration ID {registration_id} is {_name(db, owner)}'s")
+    for claim in claims:
+        owner = db.execute("SELECT unit FROM identifiers WHERE kind = ? AND value = ?", claim).get
+        if owner is not None and owner != known and not _allowed(db, known, claim):
+            return _claim_of_another(db, known, owner, kind, claim)
     return None
+
+
+def _allowed(db: apsw.Connection, unit: str | None, claim: Claim) -> bool:
+    """Whether a person has decided that this unit, too, may claim this."""
+    found = db.execute(
+        "SELECT 1 FROM allowed_claims WHERE (kind, value, unit) = (?, ?, ?)", (*claim, unit)
+    ).get
+    return found is not None
 
 
 def _conflict_with_record(
     db: apsw.Connection, here: visits.OpenVisit, unit: str, registration_id: str, claims: Sequence[Claim]
-) -> IdentityConflict | None:
-    recorded_id, sku, quarantine = next(
-        db.execute("SELECT registration_id, sku, quarantine FROM units WHERE unit = ?", (unit,))
+) -> IdentityConflict | Doubt | None:
+    recorded_id, sku, quarantine, retired = next(
+        db.execute("SELECT registration_id, sku, quarantine, retired FROM units WHERE unit = ?", (unit,))
     )
     name = _name(db, unit)
+    if retired is not None:
+        return Quarantined(
+            f"{name} is out for good: {retired}", hint="Set the board aside as scrap; it is never made again."
+        )
     if quarantine is not None:
         return Quarantined(f"{name} is in quarantine: {quarantine}")
     nest = db.execute(
         "SELECT nest FROM visits WHERE unit = ? AND closed IS NULL AND visit <> ?", (unit, here.visit)
     ).get
     if nest is not None:
-        return IdentityConflict(
-            f"{name} is in nest {nest} right now: a board with the same identity is here too"
-        )
+        message = f"{name} is in nest {nest} right now: a board with the same identity is here too"
+        return Doubt(TWO_NESTS, message, unit)
     if sku != here.sku:
         return IdentityConflict(
             f"{name} is a {sku}, this nest makes {here.sku}",
@@ -215,33 +253,27 @@ def _conflict_with_record(
         recorded = {
             value
             for (value,) in db.execute(
-                "SELECT value FROM identifiers WHERE unit = ? AND kind = ?", (unit, claimed_kind)
+                "SELECT value FROM identifiers WHERE unit = ?1 AND kind = ?2"
+                " UNION SELECT value FROM allowed_claims WHERE unit = ?1 AND kind = ?2",
+                (unit, claimed_kind),
             )
         }
         same = claimed & recorded if claimed_kind in MANY_VALUED else claimed <= recorded
         if recorded and not same:
-            return IdentityConflict(
+            message = (
                 f"{name} is on record with {claimed_kind} {_list(recorded)}, this board says {_list(claimed)}:"
                 " a cloned identity, or a swapped part"
             )
+            return Doubt(ANOTHER_SERIAL, message, unit)
     return None
 
 
-def _claim_of_another(
-    db: apsw.Connection, known: str | None, owner: str, kind: str, claimed_kind: str, claimed: str
-) -> IdentityConflict:
+def _claim_of_another(db: apsw.Connection, known: str | None, owner: str, kind: str, claim: Claim) -> Doubt:
+    said = f"its {claim[0]} {quote(claim[1])} is {_name(db, owner)}'s"
     if known is not None:
-        return IdentityConflict(
-            f"this board is {_name(db, known)}, but its {claimed_kind} {quote(claimed)} is {_name(db, owner)}'s"
-        )
-    if kind == "ek-name":
-        return IdentityConflict(
-            f"known board with another EK: its {claimed_kind} {quote(claimed)} is {_name(db, owner)}'s",
-            hint="Set the board aside: if its TPM was replaced, an engineer decides what it is now.",
-        )
-    return IdentityConflict(
-        f"known board with another key: its {claimed_kind} {quote(claimed)} is {_name(db, owner)}'s"
-    )
+        return Doubt(SHARED_CLAIM, f"this board is {_name(db, known)}, but {said}", known, owner, claim)
+    what = "EK" if kind == "ek-name" else "key"
+    return Doubt(ANOTHER_EK, f"known board with another {what}: {said}", None, owner, claim)
 
 
 def _name(db: apsw.Connection, unit: str) -> str:

@@ -71,12 +71,15 @@ def put(db: apsw.Connection, now: int, unit: str, kind: str, sink: str, content:
 
 
 def due(db: apsw.Connection, sink: str, most: int, held: Collection[tuple[str, str]]) -> list[Due]:
-    """At most `most` queued rows of a sink that nobody holds, least tried first, then oldest."""
+    """At most `most` queued rows of a sink that nobody holds, least tried first, then oldest.
+
+    What belongs to a unit in quarantine waits with it: its identity may be another's.
+    """
     found: list[Due] = []
     octets = 0
     rows = db.execute(
         "SELECT seq, unit, registration_id, content, tries FROM outbox JOIN units USING (unit)"
-        " WHERE sink = ? AND state = 'queued' ORDER BY tries, seq LIMIT ?",
+        " WHERE sink = ? AND state = 'queued' AND quarantine IS NULL ORDER BY tries, seq LIMIT ?",
         (sink, len(held) + min(most, BATCH_LIMIT)),
     )
     for seq, unit, registration_id, content, tries in rows:

@@ -33,6 +33,7 @@ def finish(
     """
     here = visits.get_open(db, visit)
     unit = here.joined()
+    visits.check_wanted(db, unit)
     visits.done(db, now, visit, step, action, facts, found=False)
     scrub = False
     if enrollment:

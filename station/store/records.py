@@ -13,7 +13,8 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import audit, certificates, identity, visits
+from station.store import audit, certificates, decisions, identity, visits
+from station.store.decisions import Decision
 
 PART_LIMIT: Final = 200
 """Rows of each part (actions, visits, events ...) of one unit's record: the newest."""
@@ -22,7 +23,7 @@ LAST_CHARACTER: Final = "\U0010ffff"
 
 
 class UnitSummary(Struct, frozen=True):
-    """One line of the list of units. `state`: open, passed or quarantined; `outcome` of its last visit."""
+    """One line of the list of units. `state`: open, passed, quarantined or retired; `outcome` of its last visit."""
 
     unit: str
     registration_id: str
@@ -33,6 +34,8 @@ class UnitSummary(Struct, frozen=True):
     quarantine: str | None
     outcome: str | None
     visit: str | None
+    retired: str | None = None
+    """Why it is out for good."""
 
 
 class IdentifierRecord(Struct, frozen=True):
@@ -116,10 +119,12 @@ class UnitRecord(Struct, frozen=True):
     escrows: list[EscrowRecord]
     outbox: list[OutboxRecord]
     events: list[EventView]
+    decisions: list[Decision] = []
+    """Questions about this unit that a person was asked, and the answers."""
 
 
 _SUMMARY: Final = """
-SELECT units.unit, registration_id, units.sku, created, passed, quarantine, last.outcome, last.visit
+SELECT units.unit, registration_id, units.sku, created, passed, quarantine, last.outcome, last.visit, retired
   FROM units LEFT JOIN visits AS last ON last.rowid =
        (SELECT rowid FROM visits WHERE unit = units.unit ORDER BY opened DESC, rowid DESC LIMIT 1)
 """
@@ -166,6 +171,7 @@ def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
         certificate=_certificate(db, found),
         escrows=_escrows(db, found),
         outbox=_outbox_of(db, found),
+        decisions=decisions.of_unit(db, found),
         events=audit.events_of(db, found, PART_LIMIT),
     )
 
@@ -195,10 +201,21 @@ def _summary(
     quarantine: str | None,
     outcome: str | None,
     visit: str | None,
+    retired: str | None,
 ) -> UnitSummary:
-    state = "quarantined" if quarantine is not None else "passed" if passed is not None else "open"
+    aside = "retired" if retired is not None else "quarantined" if quarantine is not None else None
+    state = aside or ("passed" if passed is not None else "open")
     return UnitSummary(
-        name, registration_id, sku, state, created / 1000, _seconds(passed), quarantine, outcome, visit
+        name,
+        registration_id,
+        sku,
+        state,
+        created / 1000,
+        _seconds(passed),
+        quarantine,
+        outcome,
+        visit,
+        retired,
     )
 
 

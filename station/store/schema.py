@@ -204,7 +204,45 @@ CREATE TRIGGER audit_keep_content BEFORE UPDATE ON audit
     BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1,)
+V2: Final = """
+CREATE TABLE decisions (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    kind      TEXT NOT NULL,
+    subject   TEXT NOT NULL,
+    unit      TEXT REFERENCES units (unit),                   -- the unit that waits for it, where there is one
+    question  TEXT NOT NULL,
+    choices   BLOB NOT NULL,                                  -- MessagePack list of words
+    details   BLOB NOT NULL,                                  -- MessagePack map of texts, for the room of its kind
+    asked     INTEGER NOT NULL,
+    answered  INTEGER,
+    answer    TEXT,
+    reason    TEXT,
+    by        TEXT,
+    used      INTEGER,                                        -- when what it permits was done; once
+    CHECK ((answered IS NULL) = (answer IS NULL) AND (answered IS NULL) = (reason IS NULL)),
+    CHECK (used IS NULL OR answered IS NOT NULL)
+) STRICT;
+CREATE UNIQUE INDEX decisions_open ON decisions (kind, subject) WHERE answered IS NULL;
+CREATE INDEX decisions_subject ON decisions (kind, subject, id);
+CREATE INDEX decisions_unit ON decisions (unit, id) WHERE unit IS NOT NULL;
+CREATE TRIGGER decisions_keep_rows BEFORE DELETE ON decisions
+    BEGIN SELECT raise(ABORT, 'decisions are never deleted'); END;
+CREATE TRIGGER decisions_keep_answers BEFORE UPDATE ON decisions
+    WHEN old.used IS NOT NULL OR (old.answered IS NOT NULL AND new.used IS NULL)
+    BEGIN SELECT raise(ABORT, 'an answer does not change'); END;
+
+-- A claim (serial, MAC) that a person has allowed a unit although it is on record for another one.
+CREATE TABLE allowed_claims (
+    kind      TEXT NOT NULL,
+    value     TEXT NOT NULL,
+    unit      TEXT NOT NULL REFERENCES units (unit),
+    decision  INTEGER NOT NULL REFERENCES decisions (id),
+    PRIMARY KEY (kind, value, unit)
+) STRICT;
+ALTER TABLE units ADD COLUMN retired TEXT;                    -- why it is out for good, or NULL
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -18,9 +18,22 @@ import apsw
 from hal.errors import IdentityConflict, Outcome, ProtocolViolation, StationError, StoreUnavailable
 from station import messages
 from station.status.view import EventView
-from station.store import audit, certificates, escrow, identity, orders, outbox, passing, records, visits
+from station.store import (
+    audit,
+    certificates,
+    decisions,
+    escrow,
+    identity,
+    known_boards,
+    orders,
+    outbox,
+    passing,
+    records,
+    visits,
+)
 from station.store.ballast import SIZE
 from station.store.database import FULL_HINT
+from station.store.decisions import Decision
 from station.store.orders import WorkOrder
 from station.store.outbox import Depth
 from station.store.readers import Readers
@@ -174,6 +187,44 @@ class Store:
     def set_quarantine(self, unit: str, reason: str | None, by: str = "") -> None:
         """Puts a unit aside for a person's decision, or releases it. LookupError for one that isn't there."""
         self._write(identity.set_quarantine, unit, reason, by)
+
+    # --- decisions ---------------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        kind: str,
+        subject: str,
+        question: str,
+        choices: Sequence[str],
+        *,
+        unit: str | None = None,
+        details: dict[str, str] | None = None,
+    ) -> Decision:
+        """The open question of this kind and subject, asked now where there is none. Durable when it returns."""
+        return self._write(decisions.ask, kind, subject, question, choices, unit=unit, details=details)
+
+    def decide(self, number: int, choice: str, reason: str, by: str) -> Decision:
+        """A permitted person's answer and all that it brings about, in one transaction.
+
+        LookupError for a question that doesn't wait, ValueError for a word that is no choice or a missing reason.
+        """
+        return self._write(known_boards.decide, number, choice, reason, by)
+
+    def use_decision(self, number: int) -> Decision:
+        """What an answer permits is done now, once. LookupError when it was done before."""
+        return self._write(decisions.use, number)
+
+    def decision(self, kind: str, subject: str) -> Decision | None:
+        """The newest question of this kind and subject, answered or not."""
+        return self._readers.read(lambda db: decisions.latest(db, kind, subject))
+
+    def decisions(self, limit: int, after: int = 0, *, waiting: bool = False) -> list[Decision]:
+        """Those with a number over `after`, in order; with `waiting` only those without an answer."""
+        return self._readers.read(lambda db: decisions.listed(db, limit, after, waiting=waiting))
+
+    def decisions_waiting(self) -> int:
+        """How many questions wait for a person."""
+        return self._readers.read(decisions.waiting)
 
     # --- work orders -------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Final
 import apsw
 import msgspec
 
-from hal.errors import MESSAGE_LIMIT, Aborted, Outcome, ProtocolViolation, StationError, quote
+from hal.errors import MESSAGE_LIMIT, Aborted, Outcome, ProtocolViolation, Quarantined, StationError, quote
 from station.messages import Facts
 from station.store import audit, orders
 
@@ -91,12 +91,21 @@ def get_open(db: apsw.Connection, visit: str) -> OpenVisit:
 def begin(db: apsw.Connection, now: int, visit: str, step: str, action: str) -> None:
     """The intent to do an action. Again in the same visit: the earlier result no longer counts."""
     here = get_open(db, visit)
+    if here.unit is not None:
+        check_wanted(db, here.unit)
     db.execute(
         "INSERT INTO actions (visit, unit, step, action, begun) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (visit, step, action) DO UPDATE"
         " SET begun = excluded.begun, done = NULL, facts = NULL, found = 0",
         (visit, here.unit, step, action, now),
     )
+
+
+def check_wanted(db: apsw.Connection, unit: str) -> None:
+    """Quarantined when the unit was put aside since its visit began: nothing more is done to it."""
+    aside, retired = next(db.execute("SELECT quarantine, retired FROM units WHERE unit = ?", (unit,)))
+    if aside is not None or retired is not None:
+        raise Quarantined(f"the unit was put aside: {retired or aside}")
 
 
 def done(

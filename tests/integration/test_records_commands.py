@@ -14,6 +14,7 @@ from hal.errors import StationError
 from station import cli, messages
 from station.export import export
 from station.paths import Paths
+from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.status.view import OutboxView, StationView
 from station.store import Store
@@ -174,7 +175,9 @@ def test_a_running_station_is_asked_and_answers_the_same(
         hallmark(root, *words)
         offline.append(capsysbinary.readouterr().out)
     with Store.open(paths.database, ballast=4096) as store:
-        server = StatusServer(cast(Any, _Control(store)), store, paths.status_socket, "nogroup")
+        server = StatusServer(
+            cast(Any, _Control(store)), store, paths.status_socket, Groups("nogroup", "nogroup")
+        )
         server.start()
         try:
             for words, expected in zip(lists, offline, strict=True):

@@ -20,6 +20,7 @@ from hal.errors import PeerUnavailable
 from station.notify import listen_fds
 from station.status import connection, server
 from station.status.client import Refused, StatusClient
+from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.status.view import EventView, Snapshot
 from tests.fixtures_status import FAILED, OUTBOX, FakeControl, FakeRecords, Served
@@ -140,7 +141,7 @@ def test_parameters_may_come_as_a_json_body(served: Served) -> None:
 def test_only_the_operators_group_may_change_anything(socket_folder: Path, *, member: bool) -> None:
     group = grp.getgrnam("games")  # any group that exists and is not the stranger's primary one
     control, path = FakeControl(), socket_folder / "s"
-    running = StatusServer(control, FakeRecords(), path, group.gr_name)
+    running = StatusServer(control, FakeRecords(), path, Groups(group.gr_name, "root"))
     running.start()
     try:
         gid = str(group.gr_gid) if member else ""
@@ -163,6 +164,35 @@ def test_only_the_operators_group_may_change_anything(socket_folder: Path, *, me
         assert '"code":"Forbidden"' in said
         assert "adduser" in said
         assert not control.calls
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("member", [False, True])
+def test_only_the_engineers_group_may_answer_a_decision_and_operators_may_not(
+    socket_folder: Path, *, member: bool
+) -> None:
+    group = grp.getgrnam("games")
+    groups = Groups("root", group.gr_name) if member else Groups(group.gr_name, "root")
+    control, path = FakeControl(), socket_folder / "s"
+    running = StatusServer(control, FakeRecords(), path, groups)
+    running.start()
+    asked = POST_PAUSE.replace("/v1/pause", "/v1/decisions/7/answer?answer=clone&reason=two%20boards")
+    try:
+        said = subprocess.run(
+            [sys.executable, "-c", STRANGER, str(path), str(group.gr_gid), asked],
+            capture_output=True, text=True, timeout=20, check=True,
+        ).stdout  # fmt: skip
+    finally:
+        running.stop()
+    assert said.startswith("HTTP/1.1 200" if member else "HTTP/1.1 403")
+    assert control.calls == ([("decide", "7", "clone", "two boards", "nobody (uid 65534)")] if member else [])
+
+
+def test_an_answer_that_is_none_or_has_no_reason_is_a_bad_request(served: Served) -> None:
+    for parameters in ("answer=no-choice&reason=x", "answer=clone", "reason=x"):
+        asked = f"POST /v1/decisions/7/answer?{parameters} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+        assert talk(served.path, asked).startswith(b"HTTP/1.1 400")
+    assert not served.control.calls
 
 
 def test_no_station_is_told_apart_from_a_station_that_says_no(tmp_path: Path) -> None:
@@ -323,7 +353,7 @@ def test_stopping_ends_streams_threads_and_the_socket(socket_folder: Path) -> No
     path = socket_folder / "s"
     beats: list[int] = []
     ended: list[bool] = []
-    running = StatusServer(FakeControl(), FakeRecords(), path, "x", beat=lambda: beats.append(1))
+    running = StatusServer(FakeControl(), FakeRecords(), path, Groups("x", "x"), beat=lambda: beats.append(1))
     running.start()
     stream = StatusClient(path).events(since=0)
     waiting = threading.Thread(target=lambda: ended.append(_ends(stream)))
@@ -350,7 +380,7 @@ def test_a_listening_socket_from_systemd_is_served(
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_FDNAMES", "status")
-    running = StatusServer(FakeControl(), FakeRecords(), listen_fds()["status"], "x")
+    running = StatusServer(FakeControl(), FakeRecords(), listen_fds()["status"], Groups("x", "x"))
     running.start()
     assert StatusClient(path).snapshot().station.name == "line-1"
     running.stop()

@@ -20,6 +20,7 @@ import msgspec
 import pytest
 
 from station.paths import Paths
+from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.status.view import TokenView
 from tests.fixtures_status import PASSED, FakeControl, FakeRecords
@@ -38,7 +39,9 @@ class Station:
         self._server: StatusServer | None = None
 
     def start(self) -> None:
-        self._server = StatusServer(self.control, FakeRecords(), self.paths.status_socket, "root")
+        self._server = StatusServer(
+            self.control, FakeRecords(), self.paths.status_socket, Groups("root", "root")
+        )
         self._server.start()
 
     def stop(self) -> None:

@@ -47,20 +47,6 @@ def test_what_was_done_before_the_join_belongs_to_the_unit(store: Store, store_p
     assert parts.rows(store_path, "SELECT unit FROM actions") == [(unit.unit,)]
 
 
-def test_another_boards_serial_is_refused_and_on_the_trail_and_its_owner_untouched(store: Store) -> None:
-    owner = parts.trip(store, 1)
-    liar = parts.plug(store)
-    with pytest.raises(IdentityConflict, match=r"known board with another EK.*SN-1.*board-1"):
-        parts.join(store, liar, 2, [("serial", "SN-1")])
-    assert store.events(0, 500)[-1].kind == "identity-conflict"
-    record = store.unit(owner.unit)
-    assert record is not None
-    assert record.summary.state == "passed"
-    assert store.unit("board-2") is None
-    end(store, liar)
-    assert parts.join(store, parts.plug(store), 1).returning
-
-
 def test_a_cloned_ek_on_a_board_with_another_serial_is_refused(store: Store) -> None:
     parts.trip(store, 1)
     with pytest.raises(
