@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -116,7 +117,13 @@ def test_an_ek_that_no_trusted_maker_certified_is_refused_before_anything_lastin
     assert seen["unit"] == ""
 
 
-def test_a_cloned_ek_is_refused_beside_its_original_and_after_it(bench: Bench) -> None:
+def decide(bench: Bench, answer: str) -> None:
+    """An engineer answers the one question that waits."""
+    (asked,) = (json.loads(line) for line in bench.run("decisions", "--json").stdout.splitlines())
+    bench.hallmark("decisions", "answer", str(asked["id"]), answer, "--reason", "looked at both boards")
+
+
+def test_a_cloned_ek_puts_its_unit_aside_until_an_engineer_has_decided(bench: Bench) -> None:
     original = bench.board("C", "SN-ORIGINAL")
     passed = bench.passed(original)
     had = bench.line.unit(passed["unit"])
@@ -130,10 +137,12 @@ def test_a_cloned_ek_is_refused_beside_its_original_and_after_it(bench: Bench) -
     now = bench.line.unit(passed["unit"])
     assert now["certificate"] == had["certificate"]
     assert [item["seq"] for item in now["outbox"]] == [item["seq"] for item in had["outbox"]]
-    assert bench.passed(original)["unit"] == passed["unit"]
+    expect(bench.visit(original), "REFUSED", "Quarantined", "tpm-identity.join", "cloned identity")
+    decide(bench, "clone")
+    expect(bench.again("C"), "REFUSED", "Quarantined", "tpm-identity.join", "out for good")
 
 
-def test_a_board_that_claims_another_units_serial_is_refused_and_that_unit_is_left_alone(
+def test_a_board_that_claims_another_units_serial_waits_with_it_until_an_engineer_has_decided(
     bench: Bench, good: Board
 ) -> None:
     unit = bench.nest("A")["unit"]
@@ -141,6 +150,12 @@ def test_a_board_that_claims_another_units_serial_is_refused_and_that_unit_is_le
     expect(
         bench.visit(board), "REFUSED", "IdentityConflict", "tpm-identity.join", "known board with another EK"
     )
+    expect(bench.again("A"), "REFUSED", "Quarantined", "tpm-identity.join", "another EK")
+    assert any("decision" in problem for problem in bench.line.snapshot()["station"]["problems"])  # type: ignore[index]
+    decide(bench, "reject")
+    assert not any("decision" in problem for problem in bench.line.snapshot()["station"]["problems"])  # type: ignore[index]
+    expect(bench.again("B"), "REFUSED", "Quarantined", "tpm-identity.join", "out for good")
+    assert bench.again("A")["outcome"] == "PASS"
     others_go_on(bench, good)
     assert bench.nest("A")["unit"] == unit
 
@@ -326,3 +341,5 @@ def test_a_unit_whose_tpm_key_was_erased_is_refused(bench: Bench) -> None:
             file.unlink()
     seen = bench.visit(board)
     expect(seen, "REFUSED", "IdentityConflict", "key-identity.join", "known board with another key")
+    decide(bench, "replaced")
+    assert bench.again("D")["outcome"] == "PASS"
