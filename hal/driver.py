@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
 from hal.errors import RecipeError
+from hal.interfaces import KeyPlace
+from hal.types import KeyProtection
 
 T = TypeVar("T")
 
@@ -57,6 +59,16 @@ class Driver:
     needs: frozenset[type] = field(default_factory=frozenset)
     bench_only: bool = False
     """Refused outside bench mode. A settings class may say the same of its values by a property of this name."""
+    protection: KeyProtection | None = None
+    """How its KeyPlace keeps keys, for the recipe checker, which has no device to ask. A settings class may say it of
+    its values by a property of this name. A KeyPlace of which nothing is said counts as PLAIN."""
+
+    def protects(self, settings: object) -> KeyProtection | None:
+        """What its KeyPlace is with these settings; None when it offers none."""
+        if KeyPlace not in self.offers:
+            return None
+        said = getattr(settings, "protection", None)
+        return said if isinstance(said, KeyProtection) else self.protection or KeyProtection.PLAIN
 
 
 @contextmanager
@@ -73,9 +85,22 @@ def opened(plan: Iterable[tuple[str, Driver, object]], known: Mapping[type, obje
             bindings.add("station", interface, implementation)
         for role, driver, settings in plan:
             offered = stack.enter_context(driver.open(settings, bindings))
+            _keep_word(role, driver, settings, offered)
             for interface, implementation in offered.items():
                 bindings.add(role, interface, implementation)
         yield bindings
+
+
+def _keep_word(role: str, driver: Driver, settings: object, offered: Mapping[type, object]) -> None:
+    """A recipe was judged by what the driver declares: what it opened must not be weaker."""
+    declared, place = driver.protects(settings), offered.get(KeyPlace)
+    if declared is None or not isinstance(place, KeyPlace) or place.protection.rank <= declared.rank:
+        return
+    message = (
+        f"driver {driver.name!r} ({role}) declares a {declared.value} for keys, and opened a "
+        f"{place.protection.value}, which is weaker"
+    )
+    raise RecipeError(message)
 
 
 def in_order(drivers: Mapping[str, Driver], known: frozenset[type]) -> list[tuple[str, Driver]]:

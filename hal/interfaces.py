@@ -23,6 +23,7 @@ from hal.types import (
     FirmwareImage,
     Hierarchy,
     InstalledImage,
+    KeyProtection,
     KeyType,
     LockoutPolicy,
     OwnershipState,
@@ -155,6 +156,10 @@ class Ownership(Protocol):
 @runtime_checkable
 class KeyPlace(Protocol):
     """Where the device's private key lives. It never leaves."""
+
+    @property
+    def protection(self) -> KeyProtection:
+        """What kind of place it is: never weaker than what its Driver declares. Asks no device."""
 
     def key(self, call: Call) -> DeviceKey | None:
         """The key that is there, or None. For a TPM: the object at 0x81020000."""

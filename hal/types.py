@@ -210,6 +210,31 @@ class KeyType(enum.StrEnum):
     RSA3072 = "rsa3072"
 
 
+class KeyProtection(enum.StrEnum):
+    """How well a place keeps a private key, best first: the order of the members is the ranking."""
+
+    TPM = "tpm"
+    """Made in a TPM, and can't leave it."""
+    ELEMENT = "secure-element"
+    """Made in a chip for keys (PKCS#11: CKA_SENSITIVE, never CKA_EXTRACTABLE), and can't leave it."""
+    TEE = "tee"
+    """Kept by a trusted execution environment: the device's ordinary software can use it, not read it."""
+    FILE = "file"
+    """A file or flash area of the device that its owner alone reads (mode 0600): whoever has that account has it."""
+    PLAIN = "plain"
+    """Settings or flash that any software on the device reads."""
+
+    @property
+    def rank(self) -> int:
+        """0 for the best."""
+        return list(KeyProtection).index(self)
+
+    @property
+    def keeps_from_software(self) -> bool:
+        """Whether the device's ordinary software can't copy the key."""
+        return self.rank <= KeyProtection.TEE.rank
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceKey:
     """The device's key as its place shows it. `spki`: DER SubjectPublicKeyInfo.

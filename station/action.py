@@ -50,6 +50,8 @@ class Circumstances:
     """EK trust anchors and intermediates, DER."""
     issuers: tuple[bytes, ...]
     """Our issuing chain, DER, issuing CA first."""
+    long_lived_days: int = 825
+    """A leaf that is valid for longer needs a key place that software can't copy the key from."""
 
 
 @dataclass(slots=True)

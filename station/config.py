@@ -85,6 +85,12 @@ class StatusSection(Struct, frozen=True):
     engineers: Word = "hallmark-engineers"
 
 
+class PolicySection(Struct, frozen=True):
+    """`long_lived_days`: a leaf that is valid for longer needs a key place that software can't copy it from."""
+
+    long_lived_days: Size = 825
+
+
 class StationFile(Struct, frozen=True):
     """The whole of station.toml."""
 
@@ -97,6 +103,7 @@ class StationFile(Struct, frozen=True):
     sink: list[SinkSection] = []
     work_order: list[WorkOrderSection] = []
     status: StatusSection = StatusSection()
+    policy: PolicySection = PolicySection()
 
 
 @dataclass(frozen=True, slots=True)

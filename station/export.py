@@ -89,6 +89,7 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         "work_order": record.work_order,
         "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
         "ek_name": ek_name,
+        "key": key_of(record),
         "ownership": {"auths": auths if isinstance(auths, list) else []},
         "escrow": [
             {"generation": item.generation, "hierarchies": item.hierarchies, "ek_name": item.ek_name.hex()}
@@ -107,6 +108,22 @@ def _summary(record: UnitRecord) -> dict[str, object]:
             if item.kind == "enrollment" and item.state != "superseded"
         ],
     }
+
+
+def key_of(record: UnitRecord) -> dict[str, object] | None:
+    """Where the key of its certificate is kept, and how well; for a unit without one yet, the key it is known by."""
+    facts = record.facts.get("certificate.key")
+    if facts is not None and "key_protection" in facts:
+        override = facts.get("key_override")
+        return {
+            "place": facts.get("key_place"),
+            "protection": facts["key_protection"],
+            **({"override": override} if override else {}),
+        }
+    facts = record.facts.get("key-identity.join", {})
+    if "identity_protection" not in facts:
+        return None
+    return {"place": facts.get("identity_place"), "protection": facts["identity_protection"]}
 
 
 def _fact(record: UnitRecord, name: str) -> Fact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -15,10 +15,11 @@ from hal.driver import Driver, in_order
 from hal.errors import ConfigError, HallmarkError, RecipeError
 from hal.interfaces import Channel
 from hal.registry import Registry
-from hal.types import Sighting
+from hal.types import KeyProtection, Sighting
 from station.action import Action, Step
 from station.config import Configuration, Word, as_toml_values
 from station.messages import DriverPlan, StepPlan
+from station.protection import recipe_problem
 from station.steps import STEPS
 from station.strict import Problems, convert
 from station.toml_source import Key, TomlSource, read
@@ -59,6 +60,8 @@ class Recipe:
     """SHA-256 of the file, hex: recorded with each visit."""
     drivers: tuple[DriverPlan, ...]
     steps: tuple[PlannedStep, ...]
+    protections: Mapping[str, KeyProtection] = field(default_factory=dict)
+    """What each role's driver declares of the keys that it keeps, where it keeps any."""
 
     def step_plans(self) -> list[StepPlan]:
         return [StepPlan(item.step.use, msgspec.to_builtins(item.options)) for item in self.steps]
@@ -91,15 +94,23 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     _check_needs(source, steps, dict(drivers), problems)
     _check_facts(source, steps, problems)
     problems.raise_first()
-    plans = _plan(source, file, drivers, problems, bench=configuration.bench)
+    settings = _settings(source, file, drivers, problems, bench=configuration.bench)
+    problems.raise_first()
+    protections = {
+        role: kept for role, driver in drivers if (kept := driver.protects(settings[role])) is not None
+    }
+    _check_protection(source, steps, protections, configuration, problems)
     problems.raise_first()
     return Recipe(
         name=name,
         sku=file.sku,
         recipe_pass=file.pass_,
         digest=_digest(path),
-        drivers=tuple(plans),
+        drivers=tuple(
+            DriverPlan(role, driver.name, as_toml_values(settings[role])) for role, driver in drivers
+        ),
         steps=tuple(item for _index, item in steps),
+        protections=protections,
     )
 
 
@@ -222,24 +233,46 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
         )
 
 
-def _plan(
+def _settings(
     source: TomlSource,
     file: RecipeFile,
     drivers: list[tuple[str, Driver]],
     problems: Problems,
     *,
     bench: bool,
-) -> list[DriverPlan]:
-    plans = []
+) -> dict[str, Any]:
+    """Each role's settings, as its driver's dataclass."""
+    found: dict[str, Any] = {}
     for role, driver in drivers:
         settings = convert(source, driver.settings, problems, ("settings", role), file.settings.get(role, {}))
         if settings is not None and getattr(settings, "bench_only", False) and not bench:
             problems.add(
                 source, ("settings", role), f"this setting of driver {driver.name!r} is for bench mode only"
             )
-        elif settings is not None:
-            plans.append(DriverPlan(role, driver.name, as_toml_values(settings)))
-    return plans
+        found[role] = settings
+    return found
+
+
+def _check_protection(
+    source: TomlSource,
+    steps: list[tuple[int, PlannedStep]],
+    protections: Mapping[str, KeyProtection],
+    configuration: Configuration,
+    problems: Problems,
+) -> None:
+    """A long-lived leaf's key isn't kept where software can copy it, unless the recipe says why it may be."""
+    for index, item in steps:
+        if item.step.use != "certificate":
+            continue
+        problem = recipe_problem(
+            configuration.path(configuration.file.signer.profiles),
+            item.options.profile,
+            protections.get(item.options.place, KeyProtection.PLAIN),
+            configuration.file.policy.long_lived_days,
+            item.options.override,
+        )
+        if problem is not None:
+            problems.add(source, ("step", index, "place"), problem)
 
 
 def rebuild_steps(plans: list[StepPlan]) -> tuple[PlannedStep, ...]:

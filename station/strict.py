@@ -6,6 +6,7 @@ msgspec judges single values; this walks the tables, so that no unknown key, mis
 from __future__ import annotations
 
 import dataclasses
+import enum
 import typing
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -137,6 +138,8 @@ def describe(wanted: Any) -> str:
         return "a table"
     if arguments:
         return " or ".join(describe(argument) for argument in arguments if argument is not type(None))
+    if isinstance(wanted, type) and issubclass(wanted, enum.Enum):
+        return "one of " + ", ".join(repr(member.value) for member in wanted)
     words = {
         str: "a string",
         int: "a whole number",

@@ -65,6 +65,7 @@ class Supervisor:
             check_token=self._token.check,
             issuers=self._token.issuers,
             boot_id=boot_id(),
+            long_lived_days=configuration.file.policy.long_lived_days,
         )
         self._nests: dict[str, Nest | OutOfService] = {
             section.name: self._nest(section, terms) for section in configuration.file.nest

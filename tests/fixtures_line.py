@@ -45,7 +45,7 @@ use = "key-identity"
 
 [[step]]
 use = "certificate"
-profile = "idevid-p256"
+profile = "client-p256"
 place = "link"
 
 [[step]]

@@ -20,7 +20,7 @@ from drivers.smp.transactions import Transactions
 from hal.call import Call
 from hal.errors import DeviceRefused, KeyConflict, ProtocolViolation
 from hal.secret import Secret
-from hal.types import BoardIdentity, DeviceKey, KeyType, TestResult
+from hal.types import BoardIdentity, DeviceKey, KeyProtection, KeyType, TestResult
 
 # TPM 2.0 Part 1, 18: tag (16 bits), size of the whole (32), command or response code (32), big-endian.
 _TPM_HEADER: Final = struct.Struct(">HII")
@@ -70,10 +70,14 @@ class SmpSelfTest:
 
 
 class SmpKey:
-    """A key that the board itself keeps, without a TPM."""
+    """A key that the board itself keeps, without a TPM. How it keeps it, its maker says in the driver's settings."""
 
-    def __init__(self, transactions: Transactions) -> None:
-        self._transactions = transactions
+    def __init__(self, transactions: Transactions, protection: KeyProtection) -> None:
+        self._transactions, self._protection = transactions, protection
+
+    @property
+    def protection(self) -> KeyProtection:
+        return self._protection
 
     def key(self, call: Call) -> DeviceKey | None:
         spki = self._transactions.run(call, vendor.Command.KEY, b"")

@@ -37,7 +37,7 @@ def board(channel: Channel, settings: Settings) -> Mapping[type, object]:
         DeviceSettings: SmpSettings(link),
         CertificateStore: SmpCertificates(link),
         SelfTest: SmpSelfTest(transactions),
-        KeyPlace: SmpKey(transactions),
+        KeyPlace: SmpKey(transactions, settings.protection),
     }
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from drivers.smp.framing import LEAST_LINE, LINE, MESSAGE_LIMIT
 from hal.errors import ConfigError
+from hal.types import KeyProtection
 
 LEAST_BUFFER: Final = 128
 """Octets of the smallest buffer in which each request of ours has room for data."""
@@ -27,7 +28,8 @@ class Settings:
     `window`: upload requests under way at most; boards with fewer buffers get fewer. `buffer`: the board's buffer
     where it doesn't tell; `largest`: a bound to what it tells. `line`: octets of a line of serial framing.
     `image`: the image number of multi-image boards. `certificate_path`: the file for the chain (PEM).
-    `settings_prefix`: put before each setting's name, e.g. `prov/`.
+    `settings_prefix`: put before each setting's name, e.g. `prov/`. `key_storage`: how the board's firmware keeps its
+    key: a file or flash area of its own, unless its maker says otherwise.
     """
 
     timeout: float = 3.0
@@ -44,6 +46,12 @@ class Settings:
     image: int = 0
     certificate_path: str = "/identity/device.pem"
     settings_prefix: str = ""
+    key_storage: KeyProtection = KeyProtection.FILE
+
+    @property
+    def protection(self) -> KeyProtection:
+        """For the recipe checker, see `hal.driver.Driver`."""
+        return self.key_storage
 
     def check(self) -> None:
         """ConfigError for a value that can't work."""

@@ -15,6 +15,7 @@ from drivers.tpm.ownership import Owning
 from drivers.tpm.store import TpmCertificateStore
 from hal.driver import Bindings, Driver
 from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership, TpmTransport
+from hal.types import KeyProtection
 
 OFFERS: Final = frozenset({EndorsementIdentity, Ownership, KeyPlace, CertificateStore})
 
@@ -70,6 +71,7 @@ TCTI: Final = Driver(
     settings=TctiSettings,
     open=_open_tcti,
     offers=OFFERS,
+    protection=KeyProtection.TPM,
 )
 
 TUNNEL: Final = Driver(
@@ -78,5 +80,6 @@ TUNNEL: Final = Driver(
     settings=TunnelSettings,
     open=_open_tunnel,
     offers=OFFERS,
+    protection=KeyProtection.TPM,
     needs=frozenset({TpmTransport}),
 )

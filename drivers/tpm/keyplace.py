@@ -21,12 +21,16 @@ from drivers.tpm.tss import tpm_ecc_private_key, tpm_rsa_private_key
 from hal.call import Call
 from hal.errors import CredentialError, KeyConflict, ProtocolViolation, TpmError, quote
 from hal.secret import Secret
-from hal.types import DeviceKey, KeyType
+from hal.types import DeviceKey, KeyProtection, KeyType
 
 
 class TpmKeyPlace:
     def __init__(self, tpm: Tpm) -> None:
         self._tpm = tpm
+
+    @property
+    def protection(self) -> KeyProtection:
+        return KeyProtection.TPM
 
     def key(self, call: Call) -> DeviceKey | None:
         with self._tpm.use(call, "reading the device key"):

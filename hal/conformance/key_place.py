@@ -20,7 +20,7 @@ from hal.driver import Bindings
 from hal.errors import Aborted, KeyConflict
 from hal.interfaces import CertificateStore, KeyPlace
 from hal.secret import EMPTY, Secret
-from hal.types import DeviceKey, KeyType
+from hal.types import DeviceKey, KeyProtection, KeyType
 
 COMMON_NAME = "conformance-1"
 NONCE = bytes(range(32))
@@ -36,6 +36,7 @@ def check(
     with open_device() as device:
         prepare(device)
         place = device.get(KeyPlace)
+        assert isinstance(place.protection, KeyProtection)
         assert isinstance(raised(lambda: place.key(cancelled())), Aborted)
         assert place.key(Call.lasting(PATIENCE)) is None
         raised(lambda: place.csr(Call.lasting(PATIENCE), COMMON_NAME))

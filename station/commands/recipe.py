@@ -74,13 +74,15 @@ def _summary(recipe: Recipe) -> dict[str, object]:
         "pass": recipe.recipe_pass,
         "sha256": recipe.digest,
         "drivers": {plan.role: plan.driver for plan in recipe.drivers},
+        "keys": {role: kept.value for role, kept in recipe.protections.items()},
         "steps": {item.step.use: [action.name for action in item.actions] for item in recipe.steps},
     }
 
 
 def _show(recipe: Recipe) -> None:
     for plan in recipe.drivers:
-        print(f"  opens {plan.role}: {plan.driver}")
+        kept = recipe.protections.get(plan.role)
+        print(f"  opens {plan.role}: {plan.driver}{f' (keeps keys as {kept.value})' if kept else ''}")
     for number, item in enumerate(recipe.steps, 1):
         print(f"  {number}. {item.step.use}: {item.step.summary}")
         print(f"     {', '.join(action.name for action in item.actions)}")

@@ -13,7 +13,7 @@ import msgspec
 
 from hal.errors import ConfigError, PeerUnavailable, quote
 from station.commands.source import Source, change
-from station.export import export
+from station.export import export, key_of
 from station.status.client import segment
 from station.status.view import PAGE_LIMIT
 from station.store import Store
@@ -81,6 +81,10 @@ def show(record: UnitRecord) -> Iterator[str]:
         certificate = record.certificate
         until = moment(certificate.not_after)
         yield f"  certificate   {certificate.profile}, serial {certificate.serial}, until {until}"
+    if (key := key_of(record)) is not None:
+        yield f"  key           {quote(key['protection'])} ({quote(key['place'])})"
+        if "override" in key:
+            yield f"  override      {quote(key['override'], 450)}"
     for escrow in record.escrows:
         names = ", ".join(escrow.hierarchies)
         yield f"  escrow        generation {escrow.generation}: {names}, {moment(escrow.recorded_at)}"

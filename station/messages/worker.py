@@ -50,6 +50,8 @@ class Visit(Struct, frozen=True, tag="visit"):
     """EK trust anchors and intermediates, DER."""
     issuers: list[Blob]
     """Our issuing chain, DER, issuing CA first: what a device certificate is verified against."""
+    long_lived_days: int = 0
+    """[policy] of station.toml: a leaf valid for longer needs a safe key place, or the recipe's reason."""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):

@@ -44,6 +44,7 @@ class VisitTerms:
     issuers: Callable[[], tuple[bytes, ...]]
     """Asked for each visit: the CA's chain may be renewed meanwhile."""
     boot_id: str
+    long_lived_days: int = 825
 
 
 class Nest:
@@ -253,6 +254,7 @@ class Nest:
             steps=recipe.step_plans(),
             trust=list(self._terms.trust),
             issuers=list(self._terms.issuers()),
+            long_lived_days=self._terms.long_lived_days,
         )
 
     def _close(self, visit: str, error: HallmarkError) -> None:

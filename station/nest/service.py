@@ -6,6 +6,7 @@ sealed and stored before the worker may use them, the certificate is recorded be
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from station.archive import archive_record
 from station.escrow import EscrowRecord, seal
 from station.images import ImageStore
 from station.recipe import Recipe
+from station.signer.csr import read_csr
 from station.signer_client import SignerClient
 from station.store import Store
 from station.wire import Link, Problem
@@ -227,6 +229,8 @@ class VisitService:
             raise ResidencyUnproven(
                 "the key's residency proof is against another endorsement key than the unit's"
             )
+        request = read_csr(message.csr, unit.registration_id)
+        self._services.store.claim_key(self._visit, hashlib.sha256(request.spki).digest())
         chain = self._services.signer.issue(
             messages.SignRequest(unit.unit, unit.registration_id, message.profile, message.csr)
         )

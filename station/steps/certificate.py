@@ -27,6 +27,7 @@ from hal.secret import EMPTY, Secret
 from hal.types import DeviceKey, Hierarchy, KeyType, ResidencyProof
 from station.action import Action, Look, Need, Step, Trip
 from station.messages import Facts
+from station.protection import check_lifetime
 from station.signature import spki, verify_signature
 from station.steps.tpm_identity import current_ek
 from station.steps.tpm_ownership import auth
@@ -34,6 +35,8 @@ from station.steps.tpm_ownership import auth
 NONCE_LENGTH: Final = 32
 KEY_SECONDS: Final = 300.0
 """Old chips make keys for minutes."""
+REASON_LENGTH: Final = 20
+"""Characters of a reason that says something."""
 
 
 class Options(Struct, frozen=True):
@@ -50,6 +53,17 @@ class Options(Struct, frozen=True):
         Literal["p256", "p384", "rsa2048", "rsa3072"],
         Meta(description="'p256', 'p384', 'rsa2048' or 'rsa3072'"),
     ] = "p256"
+    override: (
+        Annotated[
+            str,
+            Meta(
+                min_length=REASON_LENGTH,
+                max_length=400,
+                description=f"a reason of {REASON_LENGTH} to 400 characters, which goes on every record",
+            ),
+        ]
+        | None
+    ) = None
 
 
 def _place(trip: Trip) -> KeyPlace:
@@ -63,8 +77,11 @@ def _key(trip: Trip) -> DeviceKey:
     return key
 
 
-def _facts(key: DeviceKey) -> Facts:
+def _facts(trip: Trip, key: DeviceKey) -> Facts:
     return {
+        "key_place": trip.options.place,
+        "key_protection": _place(trip).protection.value,
+        "key_override": trip.options.override,
         "key_spki": key.spki,
         "key_name": key.name,
         "key_public": key.public,
@@ -93,13 +110,13 @@ class Key(Action):
         )
         if not ours:
             raise KeyConflict("a key that this station did not make is in the key's place")
-        return _facts(key)
+        return _facts(trip, key)
 
     def apply(self, trip: Trip) -> None:
         _place(trip).make_key(trip.call, KeyType(trip.options.key), _owner(trip))
 
     def verify(self, trip: Trip) -> Facts:
-        return _facts(_key(trip))
+        return _facts(trip, _key(trip))
 
 
 def _owner(trip: Trip) -> Secret:
@@ -197,6 +214,7 @@ def _check_certificate(trip: Trip, chain: list[bytes]) -> None:
     """Leaf for this key and this registration ID, each link signed by the next, up to our issuing CA."""
     certificates = [x509.load_der_x509_certificate(der) for der in chain]
     leaf = certificates[0]
+    check_lifetime(leaf, _place(trip).protection, trip.about.long_lived_days, trip.options.override)
     if spki(leaf.public_key()) != trip.octets("key_spki"):
         raise KeyConflict("the certificate on record is for another key than the device's")
     names = [item.value for item in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]

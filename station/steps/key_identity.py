@@ -68,7 +68,10 @@ class Join(Look):
 
     def probe(self, trip: Trip) -> Facts:
         claims: list[tuple[str, str]] = []
-        facts: Facts = {"key_place": trip.options.place}
+        facts: Facts = {
+            "identity_place": trip.options.place,
+            "identity_protection": trip.need(KeyPlace, trip.options.place).protection.value,
+        }
         if trip.board.has(DeviceIdentity):
             board = trip.need(DeviceIdentity).identify(trip.call)
             claims = board.claims()

@@ -15,7 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from hal.errors import DuplicateKey, ProtocolViolation
-from station.store import audit, visits
+from station.store import audit, keys, visits
 
 _chain: Final[msgspec.msgpack.Decoder[list[bytes]]] = msgspec.msgpack.Decoder(list[bytes])
 
@@ -31,6 +31,7 @@ def record(db: apsw.Connection, now: int, visit: str, profile: str, chain: Seque
         raise ProtocolViolation(f"a certificate that can't be read: {error}") from error
     key = hashlib.sha256(spki).digest()
     issuer, serial = leaf.issuer.public_bytes(), f"{leaf.serial_number:x}"
+    keys.claim(db, now, unit, key, keys.CERTIFICATE, visit)
     for owner, kept in list(
         db.execute(
             "SELECT unit, chain FROM certificates WHERE unit = ? OR key = ? OR (issuer, serial) = (?, ?)",

@@ -16,7 +16,7 @@ import apsw
 
 from hal.errors import IdentityConflict, ProtocolViolation, Quarantined, quote
 from station.messages import Unit
-from station.store import audit, escrow, orders, visits
+from station.store import audit, escrow, keys, orders, visits
 from station.store.known_boards import (
     ANOTHER_EK,
     ANOTHER_SERIAL,
@@ -80,6 +80,8 @@ def join(
     counted = db.execute("SELECT work_order FROM units WHERE unit = ?", (known,)).get if known else None
     orders.check(db, here.sku, here.work_order, counted)
     unit = known or _create(db, now, here, kind, value, registration_id)
+    if kind == "key":
+        keys.claim(db, now, unit, bytes.fromhex(value), keys.IDENTITY, visit)
     for claimed_kind, claimed in claims:
         db.execute(
             "INSERT INTO identifiers (kind, value, unit, strong, visit, recorded) VALUES (?, ?, ?, 0, ?, ?)"

@@ -242,7 +242,28 @@ CREATE TABLE allowed_claims (
 ALTER TABLE units ADD COLUMN retired TEXT;                    -- why it is out for good, or NULL
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2)
+
+KEYS_SEEN: Final = """
+CREATE TABLE keys_seen (
+    key       BLOB PRIMARY KEY NOT NULL CHECK (length(key) = 32), -- SHA-256 of the SubjectPublicKeyInfo
+    unit      TEXT NOT NULL REFERENCES units (unit),
+    what      TEXT NOT NULL,
+    visit     TEXT NOT NULL REFERENCES visits (visit),
+    recorded  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX keys_seen_unit ON keys_seen (unit);
+CREATE TRIGGER keys_seen_keep_rows BEFORE DELETE ON keys_seen
+    BEGIN SELECT raise(ABORT, 'keys that were seen stay seen'); END;
+CREATE TRIGGER keys_seen_keep_content BEFORE UPDATE ON keys_seen
+    BEGIN SELECT raise(ABORT, 'keys that were seen stay seen'); END;
+-- What was there before: boards known by their key, then certificates. A board's identity may be its certificate's key.
+INSERT INTO keys_seen (key, unit, what, visit, recorded)
+    SELECT unhex(value), unit, 'identity', visit, recorded FROM identifiers WHERE kind = 'key' AND strong = 1;
+INSERT INTO keys_seen (key, unit, what, visit, recorded)
+    SELECT key, unit, 'certificate', visit, recorded FROM certificates WHERE true ON CONFLICT (key) DO NOTHING;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -24,6 +24,7 @@ from station.store import (
     decisions,
     escrow,
     identity,
+    keys,
     known_boards,
     orders,
     outbox,
@@ -143,6 +144,15 @@ class Store:
     def resume_copy(self, visit: str, ek_name: bytes) -> tuple[int, bytes] | None:
         """The newest of `resume_copies`."""
         return next(iter(self.resume_copies(visit, ek_name)), None)
+
+    def claim_key(self, visit: str, key: bytes) -> None:
+        """`key` (SHA-256 of its SPKI) is the joined unit's certificate key for good. DuplicateKey when it isn't."""
+
+        def claim(db: apsw.Connection, now: int) -> None:
+            unit = visits.get_open(db, visit).joined()
+            keys.claim(db, now, unit, key, keys.CERTIFICATE, visit)
+
+        self._write(claim)
 
     def record_certificate(self, visit: str, profile: str, chain: Sequence[bytes]) -> None:
         """Keeps the unit's chain, DER, leaf first. DuplicateKey when it has another, or another unit has this key."""

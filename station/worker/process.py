@@ -74,7 +74,14 @@ def serve(link: Link[messages.StationSays], visit: messages.Visit, registry: Reg
     desk = StationDesk(link, cancel)
     logs.configure("worker", forward=lambda level, event, fields: desk.log(level, event, **fields))
     trip = Trip(
-        about=Circumstances(visit.station, visit.bench, visit.sku, tuple(visit.trust), tuple(visit.issuers)),
+        about=Circumstances(
+            visit.station,
+            visit.bench,
+            visit.sku,
+            tuple(visit.trust),
+            tuple(visit.issuers),
+            visit.long_lived_days,
+        ),
         board=Bindings(),
         desk=desk,
         call=Call(cancel=cancel),

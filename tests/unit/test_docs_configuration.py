@@ -30,6 +30,7 @@ SECTIONS: dict[str, Any] = {
     "[[sink]]": config.SinkSection,
     "[[work_order]]": config.WorkOrderSection,
     "[status]": config.StatusSection,
+    "[policy]": config.PolicySection,
     "Recipes": recipe.RecipeFile,
     "[subject]": profiles.SubjectSection,
     "[validity]": profiles.ValiditySection,

@@ -1,0 +1,43 @@
+"""A recipe for a board that keeps its own key, checked as a station would, for tests of the policy on key places."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from station.config import load_configuration
+from station.paths import Paths
+from station.recipe import Recipe, load_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+REASON = "prototype run, boards stay in the laboratory"
+STATION = """\
+[station]
+name = "s"
+drivers = ["serial", "smp-serial", "tcti-tunnel", "pkcs11"]
+[signer]
+settings = { module = "/m.so", token = "t" }
+"""
+RECIPE = """\
+sku = "gw"
+drivers = { link = "smp-serial" }
+[settings.link]
+key_storage = "%s"
+[[step]]
+use = "key-identity"
+[[step]]
+use = "certificate"
+profile = "%s"
+place = "link"
+"""
+
+
+def checked(tmp_path: Path, storage: str, profile: str, more: str = "", station: str = "") -> Recipe:
+    paths = Paths(tmp_path)
+    folder = paths.configuration.parent
+    if not folder.exists():
+        (folder / "recipes").mkdir(parents=True)
+        shutil.copytree(ROOT / "config/profiles", folder / "profiles")
+    paths.configuration.write_text(STATION + station)
+    (folder / "recipes/r.toml").write_text(RECIPE % (storage, profile) + more)
+    return load_recipe(load_configuration(paths), "r.toml")
