@@ -44,5 +44,6 @@ def test_row_07_each_place_is_ranked_and_the_recipe_says_which_is_used(tmp_path:
 def test_row_10_a_long_lived_leaf_outside_secure_storage_is_refused_or_explained(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="software can copy it"):
         checked(tmp_path, "file", "idevid-p256")
-    assert checked(tmp_path, "file", "idevid-p256", f'override = "{REASON}"\n')
-    assert checked(tmp_path, "secure-element", "idevid-p256")
+    explained = checked(tmp_path, "file", "idevid-p256", f'override = "{REASON}"\n')
+    assert explained.steps[1].options.override == REASON
+    assert checked(tmp_path, "secure-element", "idevid-p256").profiles() == ["idevid-p256"]
