@@ -27,6 +27,9 @@ from station.signer_client import SignerClient
 from station.store import Store
 from station.wire import Link, Problem
 
+MOVE_SECONDS: Final = 6.0
+"""How long a board that was moved from another nest may still be in a visit there: until that nest has noticed, and
+has ended its worker."""
 _auths: Final = msgspec.msgpack.Encoder(order="sorted")
 _auths_decoder: Final = msgspec.msgpack.Decoder(dict[str, bytes])
 
@@ -110,6 +113,7 @@ class VisitService:
     # --- journal ---
 
     def _join(self, message: messages.Join) -> messages.Unit:
+        self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
         unit = self._services.store.join(
             self._visit, message.kind, message.value, message.registration_id, message.claims
         )

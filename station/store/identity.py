@@ -124,6 +124,16 @@ def _put_aside(
     return set_aside(db, now, doubt, unit, claims, here.visit, here.nest)
 
 
+def open_elsewhere(db: apsw.Connection, visit: str, kind: str, value: str) -> bool:
+    """Whether the unit of this strong identifier has an open visit other than `visit`."""
+    found = db.execute(
+        "SELECT 1 FROM visits JOIN identifiers USING (unit)"
+        " WHERE identifiers.kind = ? AND identifiers.value = ? AND closed IS NULL AND visits.visit <> ?",
+        (kind, value, visit),
+    ).get
+    return found is not None
+
+
 def describe(db: apsw.Connection, unit: str, *, returning: bool) -> Unit:
     """What is on record for a unit, as the worker needs it."""
     registration_id = db.execute("SELECT registration_id FROM units WHERE unit = ?", (unit,)).get

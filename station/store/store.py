@@ -113,6 +113,21 @@ class Store:
             raise found
         return found
 
+    def await_elsewhere_closed(self, visit: str, kind: str, value: str, timeout: float) -> None:
+        """Waits while the same unit has an open visit in another nest, at most `timeout` seconds.
+
+        A board that was moved from nest to nest is in both for a moment: until the first one has noticed.
+        """
+        until = time.monotonic() + timeout
+        while True:
+            seen = self.changes()
+            left = until - time.monotonic()
+            if left <= 0 or not self._readers.read(
+                lambda db: identity.open_elsewhere(db, visit, kind, value)
+            ):
+                return
+            self.wait_change(seen, left)
+
     def begin(self, visit: str, step: str, action: str) -> None:
         """The intent to do an action, before it is done."""
         self._write(visits.begin, visit, step, action)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,20 @@ def test_one_identity_in_two_nests_stops_both_visits(store: Store) -> None:
     end(store, second)
     store.decide(1, "same-board", "the cable was moved", "alice")
     assert parts.join(store, parts.plug(store), 1).returning
+
+
+def test_a_board_that_was_moved_is_waited_for_until_its_first_nest_has_noticed(store: Store) -> None:
+    first = parts.plug(store, "A")
+    parts.join(store, first, 1)
+    second = parts.plug(store, "B")
+    noticed = threading.Timer(0.2, end, (store, first))
+    noticed.start()
+    store.await_elsewhere_closed(second, "ek-name", parts.ek_name(1).hex(), 20)
+    assert parts.join(store, second, 1).returning
+    noticed.join()
+    began = time.monotonic()
+    store.await_elsewhere_closed(parts.plug(store, "C"), "ek-name", parts.ek_name(1).hex(), 0.1)
+    assert 0.1 <= time.monotonic() - began < 10
 
 
 def test_two_units_parts_on_one_board_wait_until_the_part_is_said_to_have_moved(store: Store) -> None:
