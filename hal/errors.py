@@ -41,6 +41,8 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   └── DuplicateKey         this key or unit already has a certificate
     ├── StationError             the station's own surroundings
     │   ├── StoreUnavailable     disk full or unreadable; nothing goes on until it is durable again
+    │   ├── AuditUnavailable     retryable: the audit trail is required, and its checkpoint can't be signed now
+    │   ├── AuditBroken          the audit trail was changed, cut or rolled back, or a proof of it does not hold
     │   └── PeerUnavailable      retryable: another Hallmark process is restarting
     ├── SinkError
     │   ├── Unreachable          retryable
@@ -295,6 +297,18 @@ class StationError(HallmarkError):
 class StoreUnavailable(StationError):
     default_hint = (
         "Free disk space or replace the disk; nothing was lost, and boards go on when plugged in again."
+    )
+
+
+class AuditUnavailable(StationError):
+    retryable = True
+    default_hint = "The board may stay in its nest: it goes on when the audit trail can be signed again."
+
+
+class AuditBroken(StationError):
+    default_hint = (
+        "Stop the line and call an engineer: the record of what happened was changed or replaced."
+        " Keep the disk as it is."
     )
 
 

@@ -1,6 +1,7 @@
 """The audit trail: one row for each thing that happened, numbered without gaps, never changed, never deleted.
 
-Rows are written in the same transaction as what they tell of. Secrets and device text without bounds don't come in.
+Rows are written in the same transaction as what they tell of, with their leaf hash. The tree over them is `audit_tree`.
+Secrets and device text without bounds don't come in.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import apsw
 import msgspec
 
 from hal.errors import MESSAGE_LIMIT
+from station.audit import record
+from station.audit.tree import leaf_hash
 from station.status.view import PAGE_LIMIT, EventView
+from station.store import audit_tree
 
-Value = str | int | float | bool | None
+Value = record.Value
+Shown = str | int | float | bool | None
 FIELDS_LIMIT: Final = 32
 """Fields of one event."""
 
-_encoder: Final = msgspec.json.Encoder(order="sorted")
-_decoder: Final[msgspec.json.Decoder[dict[str, Value]]] = msgspec.json.Decoder(dict[str, Value])
+_decoder: Final[msgspec.json.Decoder[dict[str, Shown]]] = msgspec.json.Decoder(dict[str, Shown])
 
 
 def append(
@@ -38,11 +42,16 @@ def append(
         name: value[:MESSAGE_LIMIT] if isinstance(value, str) else value
         for name, value in list((fields or {}).items())[:FIELDS_LIMIT]
     }
+    # Not max(seq) + 1: where somebody has taken rows away at the end, that would hide it.
+    seq = 1 + int(db.execute("SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'audit'").get)
+    encoded = record.encode_fields(bounded)
+    leaf = leaf_hash(record.canonical(seq, now, kind, unit, visit, nest, step, encoded))
     db.execute(
-        "INSERT INTO audit (at, kind, unit, visit, nest, step, fields) VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (now, kind, unit, visit, nest, step, _encoder.encode(bounded).decode()),
+        "INSERT INTO audit (seq, at, kind, unit, visit, nest, step, fields, leaf) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (seq, now, kind, unit, visit, nest, step, encoded.decode(), leaf),
     )
-    return db.last_insert_rowid()
+    audit_tree.grown(db, seq)
+    return seq
 
 
 def last(db: apsw.Connection) -> int:

@@ -14,7 +14,7 @@ from typing import Final
 import apsw
 
 from hal.errors import StationError, StoreUnavailable
-from station.store import schema
+from station.store import audit_tree, schema
 
 MINIMUM_SQLITE: Final = (3, 51, 3)
 """3.7.0 to 3.51.2 can lose acknowledged commits in WAL mode (sqlite.org/wal.html, "WAL-reset bug")."""
@@ -102,6 +102,7 @@ def open_writer(path: Path) -> apsw.Connection:
             _prepare_writer(db)
             fsync_directory(path.parent)
             schema.migrate(db)
+            audit_tree.complete(db)
         except BaseException:
             db.close()
             raise

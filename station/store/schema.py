@@ -11,6 +11,7 @@ from typing import Final
 import apsw
 
 from hal.errors import StationError
+from station.audit.record import leaf_of
 
 APPLICATION_ID: Final = 0x48414C4D
 """PRAGMA application_id: "HALM", so that another program's database is never taken for ours."""
@@ -263,7 +264,56 @@ INSERT INTO keys_seen (key, unit, what, visit, recorded)
     SELECT key, unit, 'certificate', visit, recorded FROM certificates WHERE true ON CONFLICT (key) DO NOTHING;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN)
+AUDIT_TREE: Final = """
+ALTER TABLE audit ADD COLUMN leaf BLOB CHECK (length(leaf) = 32);  -- SHA-256(0x00 || canonical record), RFC 6962
+DROP TRIGGER audit_keep_content;
+UPDATE audit SET leaf = audit_leaf(seq, at, kind, unit, visit, nest, step, fields);
+CREATE TRIGGER audit_keep_content BEFORE UPDATE ON audit
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+-- What happened in a visit before its board was known belongs to the unit as well.
+CREATE INDEX audit_visit ON audit (visit, seq) WHERE unit IS NULL AND visit IS NOT NULL;
+CREATE TRIGGER audit_has_leaf BEFORE INSERT ON audit WHEN new.leaf IS NULL
+    BEGIN SELECT raise(ABORT, 'an audit record without its leaf hash'); END;
+
+-- Hashes of complete subtrees, each eighth level only: what is between is made from the 256 below it when asked for.
+CREATE TABLE audit_tiles (
+    level  INTEGER NOT NULL CHECK (level > 0 AND level % 8 = 0),
+    place  INTEGER NOT NULL,
+    hash   BLOB NOT NULL CHECK (length(hash) = 32),
+    PRIMARY KEY (level, place)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER audit_tiles_keep_rows BEFORE DELETE ON audit_tiles
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+CREATE TRIGGER audit_tiles_keep_content BEFORE UPDATE ON audit_tiles
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+
+CREATE TABLE audit_checkpoints (
+    size       INTEGER PRIMARY KEY NOT NULL,
+    root       BLOB NOT NULL CHECK (length(root) = 32),
+    note       BLOB NOT NULL,                                 -- C2SP signed note
+    key        BLOB NOT NULL,                                 -- DER SubjectPublicKeyInfo that it is signed with
+    signed_at  INTEGER NOT NULL
+) STRICT;
+CREATE TRIGGER audit_checkpoints_keep_rows BEFORE DELETE ON audit_checkpoints
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+CREATE TRIGGER audit_checkpoints_keep_content BEFORE UPDATE ON audit_checkpoints
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+
+-- One store, one trail: a new store is another one, and its checkpoints say so.
+CREATE TABLE audit_trail (
+    only    INTEGER PRIMARY KEY CHECK (only = 1),
+    id      TEXT NOT NULL,
+    origin  TEXT                                              -- fixed by the first checkpoint
+) STRICT;
+INSERT INTO audit_trail (only, id) VALUES (1, lower(hex(randomblob(8))));
+CREATE TRIGGER audit_trail_keep_row BEFORE DELETE ON audit_trail
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+CREATE TRIGGER audit_trail_keep_origin BEFORE UPDATE ON audit_trail
+    WHEN old.origin IS NOT NULL OR new.id <> old.id
+    BEGIN SELECT raise(ABORT, 'the audit trail has its origin'); END;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 
@@ -284,6 +334,7 @@ def migrate(db: apsw.Connection, migrations: tuple[str, ...] = MIGRATIONS) -> in
             f"the store has version {found}, this Hallmark knows up to {len(migrations)}",
             hint="Install the Hallmark version that was used last: stores are never migrated back.",
         )
+    db.create_scalar_function("audit_leaf", lambda *row: leaf_of(*row), 8, deterministic=True)
     for number, script in enumerate(migrations[found:], found + 1):
         with db:
             db.execute(script)

@@ -20,6 +20,7 @@ from station import messages
 from station.status.view import EventView
 from station.store import (
     audit,
+    audit_tree,
     certificates,
     decisions,
     escrow,
@@ -336,6 +337,34 @@ class Store:
     ) -> int:
         """Adds an event to the audit trail and gives its number."""
         return self._write(audit.append, kind, unit=unit, nest=nest, step=step, fields=fields)
+
+    def audit_size(self) -> int:
+        """Records of the audit trail."""
+        return self._readers.read(audit_tree.size)
+
+    def audit_root(self, size: int) -> bytes:
+        """The RFC 6962 root over the trail's first `size` records. AuditBroken when one is missing."""
+        return self._readers.read(lambda db: audit_tree.root(db, size))
+
+    def audit_peaks(self, size: int) -> list[bytes]:
+        """The hashes of the complete subtrees that the first `size` records make, the largest first."""
+        return self._readers.read(lambda db: audit_tree.peaks(db, size))
+
+    def audit_consistency(self, old: int, new: int) -> list[bytes]:
+        """The proof that the first `old` records are the beginning of the first `new`."""
+        return self._readers.read(lambda db: audit_tree.consistency(db, old, new))
+
+    def audit_inclusion(self, seq: int, size: int) -> list[bytes]:
+        """The proof that record `seq` is among the first `size`."""
+        return self._readers.read(lambda db: audit_tree.inclusion(db, seq, size))
+
+    def audit_leaves(self, since: int, limit: int = audit_tree.PAGE) -> list[audit_tree.Leaf]:
+        """Records with a number over `since`, in canonical form, in order."""
+        return self._readers.read(lambda db: audit_tree.leaves(db, since, limit))
+
+    def audit_leaves_of(self, unit: str, since: int, limit: int = audit_tree.PAGE) -> list[audit_tree.Leaf]:
+        """Those that tell of one unit."""
+        return self._readers.read(lambda db: audit_tree.leaves_of(db, unit, since, limit))
 
     def wait_event(self, since: int, timeout: float) -> bool:
         """True as soon as there is an event over `since`, False after `timeout` seconds."""

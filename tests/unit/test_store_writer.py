@@ -51,7 +51,7 @@ def test_an_error_undoes_its_callers_work_alone(store: Store) -> None:
     failures: list[BaseException] = []
 
     def bad(db: apsw.Connection) -> None:
-        db.execute("INSERT INTO audit (at, kind, fields) VALUES (1, 'half', '{}')")
+        db.execute("INSERT INTO audit (at, kind, fields, leaf) VALUES (1, 'half', '{}', zeroblob(32))")
         raise ValueError("odd")
 
     def call() -> None:
@@ -79,7 +79,7 @@ def test_an_error_undoes_its_callers_work_alone(store: Store) -> None:
 
 def test_a_transaction_that_sqlite_gave_up_is_lost_for_all_in_it_and_the_next_works(store: Store) -> None:
     def give_up(db: apsw.Connection) -> None:
-        db.execute("INSERT INTO audit (at, kind, fields) VALUES (1, 'half', '{}')")
+        db.execute("INSERT INTO audit (at, kind, fields, leaf) VALUES (1, 'half', '{}', zeroblob(32))")
         db.execute("ROLLBACK")
         raise apsw.FullError("as SQLite does")
 
