@@ -138,9 +138,11 @@ def verify(checkpoint: Checkpoint, keys: Sequence[CheckpointKey]) -> CheckpointK
 
 def _signature(line: str) -> tuple[str, bytes, bytes]:
     name, _, encoded = line.removeprefix(MARK).partition(" ")
-    octets = _base64(encoded)
-    if not line.startswith(MARK) or not name or len(octets) <= KEY_ID_SIZE:
+    if not line.startswith(MARK) or not name:
         raise AuditBroken(f"this is no signature line of a checkpoint: {quote(line)}")
+    octets = _base64(encoded)
+    if len(octets) <= KEY_ID_SIZE:
+        raise AuditBroken(f"a signature of {len(octets)} octets is none")
     return name, octets[:KEY_ID_SIZE], octets[KEY_ID_SIZE:]
 
 
