@@ -110,14 +110,23 @@ class EndorsementIdentity(Protocol):
 
     def describe(self, call: Call) -> TpmDescription: ...
 
-    def endorsements(self, call: Call) -> EndorsementReport:
-        """The persisted EKs, those derived from the TCG templates, and the certificates in NV.
+    def persisted(self, call: Call) -> EndorsementKey | None:
+        """What is at 0x81010001 now, where readers look first; None when nothing is. Quick: no certificate is read."""
 
-        On real chips deriving an RSA key can take 10 s and more.
+    def endorsements(self, call: Call) -> EndorsementReport:
+        """The persisted EKs, those derived in this visit, and the certificates in NV. Derives nothing."""
+
+    def derive(self, call: Call, template: str) -> EndorsementReport:
+        """The report with the EK of that template in it: a name of the TCG's ("L-1" ...), or `EkOrigin.EMPTY_UNIQUE`.
+
+        On real chips deriving an RSA key can take 10 s and more: it is done once a visit, and kept.
         """
 
-    def persist(self, call: Call, ek: EndorsementKey) -> EndorsementKey:
-        """`ek` at 0x81010001, ready for field clients. EkMismatch when another key is there."""
+    def persist(self, call: Call, ek: EndorsementKey, evict: EndorsementKey | None = None) -> EndorsementKey:
+        """`ek` at 0x81010001, ready for field clients. Needs an empty owner auth.
+
+        EkMismatch when another key is there, unless it is exactly `evict`: that one is removed first.
+        """
 
     def prove_resident(self, call: Call, ek: EndorsementKey, key: DeviceKey) -> ResidencyProof:
         """Shows that `key` (by its Name) is in the TPM of `ek`; ResidencyUnproven if not."""

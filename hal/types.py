@@ -117,7 +117,8 @@ class EkOrigin(enum.StrEnum):
     TEMPLATE = "template"
     """Derived from a TCG template (EK Credential Profile, L-1, L-2, H-1 ...)."""
     EMPTY_UNIQUE = "empty-unique"
-    """Derived as some cloud SDKs do: the L-1 template with an empty `unique`. Never matches a certificate."""
+    """Derived as some cloud SDKs do: the L-1 template with an empty `unique`. Never matches a certificate. Its value
+    is also the name of that template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +138,36 @@ class EndorsementKey:
 
 
 @dataclass(frozen=True, slots=True)
+class EkCertificate:
+    """An EK certificate in NV `index`, DER, stripped of vendors' wrapping. Unchecked.
+
+    `template` is the TCG template whose key belongs to that index ("L-1" at 0x01c00002): what to derive to match it.
+    """
+
+    index: int
+    template: str
+    certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class EndorsementReport:
-    """All that a TPM says about its EKs: the keys, and certificates in NV that match none of them (DER)."""
+    """What a TPM says about its EKs: the persisted ones, those derived in this visit, the certificates in NV.
+
+    A key that is persisted and was derived too stands in `keys` twice, once with each origin.
+    """
 
     keys: tuple[EndorsementKey, ...]
-    stray_certificates: tuple[bytes, ...] = ()
+    certificates: tuple[EkCertificate, ...] = ()
     chain: tuple[bytes, ...] = ()
     """Intermediate CA certificates found in NV 0x01c00100-1ff (DER)."""
+    derived: tuple[str, ...] = ()
+    """Templates that were derived. One without a key in `keys` has algorithms that this TPM doesn't know."""
+
+    @property
+    def stray_certificates(self) -> tuple[bytes, ...]:
+        """Those (DER) whose key is none of `keys`: its template may not have been derived yet."""
+        matched = {key.certificate for key in self.keys}
+        return tuple(item.certificate for item in self.certificates if item.certificate not in matched)
 
 
 @dataclass(frozen=True, slots=True)

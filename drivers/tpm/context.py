@@ -7,6 +7,7 @@ loaded is flushed. What is done with the TPM must not come in; auth values and s
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -29,6 +30,9 @@ connect anew, which starts and sweeps it."""
 HANDLE_LIMIT: Final = 1024
 """No TPM has more handles of one kind; one that says so is not believed."""
 
+WORTH_KEEPING: Final = 0.5
+"""Seconds that making a primary key takes from which on its context is kept: saving and loading one moves some 2 kB."""
+
 HIERARCHIES: Final = {
     Hierarchy.OWNER: ESYS_TR.OWNER,
     Hierarchy.ENDORSEMENT: ESYS_TR.ENDORSEMENT,
@@ -45,6 +49,8 @@ class Tpm:
         self._open: Counter[int] = Counter()
         self._persistent: dict[int, ESYS_TR] = {}
         """ESAPI's objects for persistent keys, by handle: it asks the TPM for each one anew, over a slow line maybe."""
+        self._saved: dict[str, tuple[object, bytes]] = {}
+        """Saved contexts of primary keys and their TPM2B_PUBLIC: see `kept_primary`."""
         self._used = self._gone = self._confused = False
         self._boot: bytes | None = None
         """The TPM's resetCount and restartCount when ESAPI was made; None where it doesn't tell."""
@@ -232,8 +238,8 @@ class Tpm:
     def persistent(self, handle: int) -> Iterator[ESYS_TR]:
         """ESAPI's object for a persistent key or an NV index.
 
-        A key's is kept: Hallmark puts keys at free handles only, and takes none away. An NV index's is counted: asked
-        twice for one handle ESAPI gives the same object, and one close would take it from both.
+        A key's is kept until it is evicted. An NV index's is counted: asked twice for one handle ESAPI gives the same
+        object, and one close would take it from both.
         """
         esapi = self.connected()
         if handle >= codec.PERSISTENT_OBJECTS:
@@ -252,6 +258,12 @@ class Tpm:
             if self.is_connected(esapi) and self._open[int(item)] <= 0:
                 esapi.tr_close(item)
 
+    def evict(self, handle: int) -> None:
+        """Removes the persistent key at `handle`, with an empty owner auth."""
+        with self.persistent(handle) as item:
+            self.connected().evict_control(ESYS_TR.OWNER, item, handle)  # ESAPI closes its object with it
+            del self._persistent[handle]
+
     @contextlib.contextmanager
     def flushing(self, item: ESYS_TR) -> Iterator[ESYS_TR]:
         """`item` (a transient object or a session), flushed at the end unless the connection broke meanwhile."""
@@ -262,6 +274,37 @@ class Tpm:
         finally:
             if self.is_connected(esapi):
                 esapi.flush_context(item)
+
+    @contextlib.contextmanager
+    def kept_primary(
+        self, key: str, hierarchy: Hierarchy, template: object
+    ) -> Iterator[tuple[ESYS_TR, bytes]]:
+        """As `primary`, for one that is used several times a visit, under the name `key`: a slow one is made only once.
+
+        A transient object has no place to stay in (three are all that a TPM has room for), but its context, encrypted
+        by the TPM, can be kept here and loaded again, until the TPM is reset.
+        """
+        saved = self._saved.get(key)
+        if saved is not None:
+            loaded = self._load(key, saved[0])
+            if loaded is not None:
+                with self.flushing(loaded):
+                    yield loaded, saved[1]
+                return
+        began = time.monotonic()
+        with self.primary(hierarchy, template) as (item, area):
+            if time.monotonic() - began >= WORTH_KEEPING:
+                self._saved[key] = self.connected().context_save(item), area
+            yield item, area
+
+    def _load(self, key: str, context: object) -> ESYS_TR | None:
+        try:
+            return self.connected().context_load(context)
+        except TSS2_Exception as error:
+            if not from_tpm(error.rc) or base(error.rc) in STALE:
+                raise
+            del self._saved[key]  # of before a reset: it is made again
+            return None
 
     @contextlib.contextmanager
     def primary(

@@ -15,13 +15,25 @@ from typing import Final
 from drivers.tpm import certificates, nv, public, sessions, templates
 from drivers.tpm.codec import Property
 from drivers.tpm.context import Tpm
-from drivers.tpm.failures import RC_INTEGRITY, RC_VALUE, base, described, from_tpm
+from drivers.tpm.failures import (
+    RC_ASYMMETRIC,
+    RC_CURVE,
+    RC_HASH,
+    RC_INTEGRITY,
+    RC_KEY_SIZE,
+    RC_SYMMETRIC,
+    RC_VALUE,
+    base,
+    described,
+    from_tpm,
+)
 from drivers.tpm.tss import ESYS_TR, TPM2_SE, TPMA_OBJECT, TSS2_Exception, make_credential
 from hal.call import Call
-from hal.errors import EkMismatch, ResidencyUnproven
+from hal.errors import EkMismatch, ResidencyUnproven, TpmError, quote
 from hal.secret import EMPTY
 from hal.types import (
     DeviceKey,
+    EkCertificate,
     EkOrigin,
     EndorsementKey,
     EndorsementReport,
@@ -34,6 +46,8 @@ CHALLENGE_LENGTH: Final = 32
 """Octets of the secret in a credential; at most the digest size of the EK's name algorithm."""
 MOST_KEYS: Final = 16
 MOST_CHAIN_INDEXES: Final = 16
+UNKNOWN_ALGORITHM: Final = frozenset({RC_VALUE, RC_CURVE, RC_KEY_SIZE, RC_SYMMETRIC, RC_HASH, RC_ASYMMETRIC})
+"""What a TPM may answer to CreatePrimary for a template with algorithms or sizes that it doesn't have."""
 
 SOFTWARE: Final = (("IBM", "SW   TPM"), ("MSFT", "xCG fTPM"), ("GOOG", "vTPM"), ("VMW", "VMware TPM"))
 """Manufacturer and vendor string of software TPMs: libtpms and IBM's simulator (VendorString.h), Microsoft's reference
@@ -49,8 +63,10 @@ def text(words: list[int]) -> str:
 class Endorsements:
     def __init__(self, tpm: Tpm) -> None:
         self._tpm = tpm
-        self._burnt_in: tuple[dict[int, bytes], tuple[bytes, ...]] | None = None
+        self._burnt_in: tuple[tuple[EkCertificate, ...], tuple[bytes, ...]] | None = None
         """What the maker put into NV, certificates and chain: large, and the same for the whole visit."""
+        self._derived: dict[str, EndorsementKey | None] = {}
+        """By template, once a visit; None where the TPM doesn't know its algorithms."""
 
     def describe(self, call: Call) -> TpmDescription:
         with self._tpm.use(call, "describing the TPM"):
@@ -69,43 +85,50 @@ class Endorsements:
             software=any(maker == one and vendor.startswith(other) for one, other in SOFTWARE),
         )
 
+    def persisted(self, call: Call) -> EndorsementKey | None:
+        with self._tpm.use(call, f"reading the key at 0x{templates.EK_HANDLE:08x}"):
+            return self._at(templates.EK_HANDLE)
+
     def endorsements(self, call: Call) -> EndorsementReport:
-        """Persistent EKs, then those derived for certificates that match none of them, or when there is none at all."""
         with self._tpm.use(call, "reading the EKs"):
-            keys = list(self._persistent())
+            handles = self._tpm.handles(templates.EK_HANDLES.start, templates.EK_HANDLES.stop - 1)
+            there = [key for key in map(self._at, handles[:MOST_KEYS]) if key is not None]
             if self._burnt_in is None:
-                self._burnt_in = self._certificates(), self._chain()
-            found, chain = self._burnt_in
-            wanted = [
-                templates.EK_TEMPLATES[index] for index, der in found.items() if not _belongs(der, keys)
-            ]
-            if not any(key.handle == templates.EK_HANDLE for key in keys) and "L-1" not in wanted:
-                wanted.append("L-1")
-            for at, template in enumerate(wanted):
-                call.progress(at, len(wanted))
-                derived = self._derived(template)
-                if derived is not None and all(derived.name != key.name for key in keys):
-                    keys.append(derived)
-        named = [replace(key, certificate=_certificate_of(key, found.values())) for key in keys]
-        matched = {key.certificate for key in named}
+                self._burnt_in = self._certificates(call), self._chain()
+        found, chain = self._burnt_in
+        keys = [*there, *(key for key in self._derived.values() if key is not None)]
         return EndorsementReport(
-            keys=tuple(named),
-            stray_certificates=tuple(der for der in found.values() if der not in matched),
+            keys=tuple(replace(key, certificate=_certificate_of(key, found)) for key in keys),
+            certificates=found,
             chain=chain,
+            derived=tuple(self._derived),
         )
 
-    def persist(self, call: Call, ek: EndorsementKey) -> EndorsementKey:
+    def derive(self, call: Call, template: str) -> EndorsementReport:
+        if template not in self._derived:
+            if template not in (templates.EMPTY_UNIQUE, *templates.EK_TEMPLATES.values()):
+                raise TpmError(f"there is no EK template {quote(template)}")
+            with self._tpm.use(call, f"deriving the EK of template {template}"):
+                call.progress(0, None)
+                self._derived[template] = self._make(template)
+        return self.endorsements(call)
+
+    def persist(self, call: Call, ek: EndorsementKey, evict: EndorsementKey | None = None) -> EndorsementKey:
         """Needs an empty owner auth, as it is before ownership is taken. See `hal.interfaces`."""
+        handle = templates.EK_HANDLE
         with self._tpm.use(call, "persisting the EK") as esapi:
-            there = self._tpm.read_public(templates.EK_HANDLE)
-            if there is not None:
-                if there != ek.public:
-                    raise EkMismatch(f"another key than the chosen EK is at 0x{templates.EK_HANDLE:08x}")
-                return replace(ek, handle=templates.EK_HANDLE)
+            there = self._tpm.read_public(handle)
+            if there == ek.public:
+                return replace(ek, handle=handle)
+            if there is not None and (evict is None or there != evict.public):
+                raise EkMismatch(f"another key than the chosen EK is at 0x{handle:08x}")
+            # Loaded before anything is evicted: a TPM that can't make the right one keeps the one that it has.
             with sessions.endorsement_key(self._tpm, replace(ek, handle=None)) as item:
-                kept = esapi.evict_control(ESYS_TR.OWNER, item, templates.EK_HANDLE)
+                if there is not None:
+                    self._tpm.evict(handle)
+                kept = esapi.evict_control(ESYS_TR.OWNER, item, handle)
                 esapi.tr_close(kept)
-            return replace(ek, handle=templates.EK_HANDLE)
+            return replace(ek, handle=handle)
 
     def prove_resident(self, call: Call, ek: EndorsementKey, key: DeviceKey) -> ResidencyProof:
         with self._tpm.use(call, "proving that the device key is in the TPM"):
@@ -124,43 +147,42 @@ class Endorsements:
 
     # --- keys and certificates ----------------------------------------------------------------------------------
 
-    def _persistent(self) -> Iterator[EndorsementKey]:
-        handles = self._tpm.handles(templates.EK_HANDLES.start, templates.EK_HANDLES.stop - 1)
-        for handle in handles[:MOST_KEYS]:
-            area = self._tpm.read_public(handle)
-            if area is None or not public.is_supported(area):
-                continue
-            yield EndorsementKey(
-                public=area,
-                name=public.name(area),
-                origin=EkOrigin.PERSISTENT,
-                template=_template_of(area),
-                handle=handle,
-            )
+    def _at(self, handle: int) -> EndorsementKey | None:
+        """The key at a persistent handle; None when there is none that can be read."""
+        area = self._tpm.read_public(handle)
+        if area is None or not public.is_supported(area):
+            return None
+        return EndorsementKey(
+            public=area,
+            name=public.name(area),
+            origin=EkOrigin.PERSISTENT,
+            template=_template_of(area),
+            handle=handle,
+        )
 
-    def _derived(self, template: str) -> EndorsementKey | None:
+    def _make(self, template: str) -> EndorsementKey | None:
         """The EK of that template; None when the TPM doesn't know its algorithms."""
-        area = templates.ek(template, lambda index: nv.read(self._tpm, index))
+        origin = EkOrigin.EMPTY_UNIQUE if template == templates.EMPTY_UNIQUE else EkOrigin.TEMPLATE
         try:
-            with self._tpm.primary(Hierarchy.ENDORSEMENT, area) as (_, made):
-                return EndorsementKey(
-                    public=made, name=public.name(made), origin=EkOrigin.TEMPLATE, template=template
-                )
+            with sessions.derived_ek(self._tpm, template) as (_, made):
+                return EndorsementKey(public=made, name=public.name(made), origin=origin, template=template)
         except TSS2_Exception as error:
-            if from_tpm(error.rc) and base(error.rc) == RC_VALUE:
+            if from_tpm(error.rc) and base(error.rc) in UNKNOWN_ALGORITHM:
                 return None
             raise
 
-    def _certificates(self) -> dict[int, bytes]:
-        """Certificates by NV index, stripped."""
+    def _certificates(self, call: Call) -> tuple[EkCertificate, ...]:
+        """The certificates at the indexes of EK templates, stripped."""
         there = self._tpm.handles(min(templates.EK_TEMPLATES), max(templates.EK_TEMPLATES))
-        found: dict[int, bytes] = {}
-        for index in templates.EK_TEMPLATES:
-            content = nv.read(self._tpm, index) if index in there else None
+        wanted = [(index, name) for index, name in templates.EK_TEMPLATES.items() if index in there]
+        found: list[EkCertificate] = []
+        for at, (index, template) in enumerate(wanted):
+            call.progress(at, len(wanted))
+            content = nv.read(self._tpm, index)
             der = certificates.stripped(content) if content else None
             if der is not None:
-                found[index] = der
-        return found
+                found.append(EkCertificate(index, template, der))
+        return tuple(found)
 
     def _chain(self) -> tuple[bytes, ...]:
         indexes = templates.EK_CHAIN_INDEXES
@@ -213,14 +235,9 @@ class Endorsements:
             yield session
 
 
-def _belongs(der: bytes, keys: list[EndorsementKey]) -> bool:
-    wanted = certificates.key_of(der)
-    return any(public.spki(key.public) == wanted for key in keys)
-
-
-def _certificate_of(key: EndorsementKey, found: Iterable[bytes]) -> bytes | None:
+def _certificate_of(key: EndorsementKey, found: Iterable[EkCertificate]) -> bytes | None:
     spki = public.spki(key.public)
-    return next((der for der in found if certificates.key_of(der) == spki), None)
+    return next((item.certificate for item in found if certificates.key_of(item.certificate) == spki), None)
 
 
 def _template_of(area: bytes) -> str:

@@ -27,6 +27,11 @@ WRONG_AUTH: Final = frozenset({RC_AUTH_FAIL, RC_BAD_AUTH})
 RC_HANDLE: Final = 0x08B
 RC_INTEGRITY: Final = 0x09F
 RC_VALUE: Final = 0x084
+RC_ASYMMETRIC: Final = 0x081
+RC_HASH: Final = 0x083
+RC_KEY_SIZE: Final = 0x087
+RC_SYMMETRIC: Final = 0x096
+RC_CURVE: Final = 0x0A6
 
 _FMT1: Final = 0x080
 _FMT1_BASE: Final = 0x0BF

@@ -26,8 +26,7 @@ def endorsement_key(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
     """ESAPI's object for `ek`, persisted or derived anew. EkMismatch when the TPM has another one there."""
     with contextlib.ExitStack() as stack:
         if ek.handle is None:
-            template = templates.ek(ek.template, lambda index: nv.read(tpm, index))
-            item, _ = stack.enter_context(tpm.primary(Hierarchy.ENDORSEMENT, template))
+            item, _ = stack.enter_context(derived_ek(tpm, ek.template))
         elif tpm.is_persistent(ek.handle):
             item = stack.enter_context(tpm.persistent(ek.handle))
         else:
@@ -37,6 +36,14 @@ def endorsement_key(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
         if not bytes(tpm.connected().tr_serialize(item)).endswith(ek.public):
             raise EkMismatch("the TPM has another EK than the one that was verified")
         yield item
+
+
+@contextlib.contextmanager
+def derived_ek(tpm: Tpm, template: str) -> Iterator[tuple[ESYS_TR, bytes]]:
+    """The EK of that template as a transient object, and its TPM2B_PUBLIC."""
+    area = templates.ek(template, lambda index: nv.read(tpm, index))
+    with tpm.kept_primary(f"EK {template}", Hierarchy.ENDORSEMENT, area) as made:
+        yield made
 
 
 @contextlib.contextmanager

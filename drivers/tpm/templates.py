@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from drivers.tpm.tss import TPM2B_PUBLIC, TPMT_PUBLIC, NoSuchIndex, create_ek_template
-from hal.types import KeyType, SrkTemplate
+from hal.types import EkOrigin, KeyType, SrkTemplate
 
 EK_HANDLE: Final = 0x81010001
 """TCG Provisioning Guidance, 7.8 (reserved handles): the first EK, where field clients look."""
@@ -29,6 +29,7 @@ EK_TEMPLATES: Final[dict[int, str]] = {
     0x01C0001E: "H-7",
 }
 """NV index of an EK certificate to the template of its key: TCG EK Credential Profile 2.4, 2.2.1.4 and B.3, B.4."""
+EMPTY_UNIQUE: Final = EkOrigin.EMPTY_UNIQUE.value
 EK_CHAIN_INDEXES: Final = range(0x01C00100, 0x01C00200)
 """The EK certificate's issuers, DER one behind the other, going on from one index to the next (2.2.1.5.2)."""
 
@@ -56,10 +57,20 @@ def ek(template: str, read: Callable[[int], bytes | None]) -> TPM2B_PUBLIC:
             raise NoSuchIndex(index)
         return content
 
+    if template == EMPTY_UNIQUE:
+        # azure-iot-sdk-c, provisioning TPM client: L-1 but for `unique`, which has no octets instead of 256 zeros.
+        area = ek("L-1", _nothing)
+        area.publicArea.unique.rsa = b""
+        return area
+
     # The certificate isn't wanted here; a high-range template would be refused without one.
     certificates = EK_TEMPLATES.keys()
     _, area = create_ek_template(template, lambda index: b"" if index in certificates else callback(index))
     return area
+
+
+def _nothing(index: int) -> None:
+    del index
 
 
 def srk(template: SrkTemplate) -> TPM2B_PUBLIC:

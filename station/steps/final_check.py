@@ -6,8 +6,8 @@ from hal.errors import EkMismatch, PossessionUnproven, SelfTestFailed, VerifyMis
 from hal.interfaces import CertificateStore, EndorsementIdentity, FirmwareTarget, Ownership, SelfTest
 from hal.types import Hierarchy
 from station.action import Action, Look, NoOptions, Step, Trip
+from station.ek_choice import EK_HANDLE
 from station.messages import Facts
-from station.steps.tpm_identity import EK_HANDLE
 
 
 class BoardTests(Look):
@@ -52,8 +52,8 @@ class Tpm(Look):
 
     def probe(self, trip: Trip) -> Facts:
         if "ek_name" in trip.facts and trip.board.has(EndorsementIdentity):
-            keys = trip.need(EndorsementIdentity).endorsements(trip.call).keys
-            if not any(key.handle == EK_HANDLE and key.name == trip.octets("ek_name") for key in keys):
+            there = trip.need(EndorsementIdentity).persisted(trip.call)
+            if there is None or there.name != trip.octets("ek_name"):
                 raise EkMismatch(f"the endorsement key at {EK_HANDLE:#x} is not the one that was verified")
         if "srk_public" not in trip.facts:
             return {}

@@ -12,18 +12,14 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
-from hal.errors import EkMismatch, EkUntrusted, HallmarkError, SoftwareTpmRefused, quote
+from hal.errors import EkMismatch, SoftwareTpmRefused, quote
 from hal.interfaces import DeviceIdentity, EndorsementIdentity
 from hal.types import EkOrigin, EndorsementKey, EndorsementReport
 from station.action import Action, Look, Need, Step, Trip
 from station.ek_certificate import verify_ek_certificate
+from station.ek_choice import EK_HANDLE, Choice, Derive, Rules, choose
 from station.messages import Facts
 
-EK_HANDLE: Final = 0x81010001
-"""Where readers look first (TCG TPM v2.0 Provisioning Guidance, 7.8)."""
-ALGORITHM: Final = slice(2, 4)
-"""Where a TPM2B_PUBLIC has its algorithm, behind its size (TPM 2.0 Part 2, 12.2.4)."""
-TPM_ALG_RSA: Final = b"\x00\x01"
 DERIVE_SECONDS: Final = 120.0
 """A CreatePrimary of an RSA key takes up to tens of seconds on real chips."""
 
@@ -36,6 +32,15 @@ class Options(Struct, frozen=True):
     registration_id: Annotated[
         Literal["ek-base32", "ek-hex"], Meta(description="'ek-base32' or 'ek-hex'")
     ] = "ek-base32"
+    ek: Annotated[Literal["rsa2048", "p256", "any"], Meta(description="'rsa2048', 'p256' or 'any'")] = (
+        "rsa2048"
+    )
+    replace_persisted: bool = False
+    """Whether another key at 0x81010001 is evicted for the right EK: whoever put it there loses it."""
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.ek, self.ek_certificate, self.replace_persisted)
 
 
 def registration_id(ek_public: bytes, convention: str) -> str:
@@ -57,8 +62,8 @@ class EndorsementKeyLook(Look):
         about = tpm.describe(trip.call)
         if about.software and not trip.about.bench:
             raise SoftwareTpmRefused(f"this board's TPM is a software TPM ({quote(about.vendor)})")
-        report = tpm.endorsements(trip.call)
-        ek = _choose(report, trip.options.ek_certificate)
+        report, choice = reconciled(trip)
+        ek = choice.ek
         anchor = None
         if ek.certificate is not None and trip.options.ek_certificate != "none":
             anchor = verify_ek_certificate(ek.certificate, report.chain, trip.about.trust)
@@ -71,34 +76,21 @@ class EndorsementKeyLook(Look):
             "ek_handle": ek.handle,
             "ek_trust": "certificate" if anchor else "none",
             "ek_anchor": anchor,
+            "ek_candidates": choice.lines(),
+            "ek_evict": choice.evict.public if choice.evict else None,
             "registration_id": registration_id(ek.public, trip.options.registration_id),
             "tpm": f"{about.manufacturer} {about.vendor} {about.firmware}",
             "tpm_software": about.software,
         }
 
 
-def _choose(report: EndorsementReport, policy: str) -> EndorsementKey:
-    """The one EK to enroll: RSA-2048 by the TCG template, with a certificate where the policy asks for one."""
-    usable = [key for key in report.keys if key.public[ALGORITHM] == TPM_ALG_RSA]
-    persisted = [key for key in usable if key.handle == EK_HANDLE]
-    certified = [key for key in usable if key.certificate is not None]
-    if policy == "required" and not certified:
-        why = (
-            "its certificate in NV belongs to another key"
-            if report.stray_certificates
-            else "it has no EK certificate"
-        )
-        error: type[HallmarkError] = EkMismatch if report.stray_certificates else EkUntrusted
-        raise error(f"the TPM's endorsement key can't be trusted: {why}")
-    if persisted and certified and persisted[0].name not in {key.name for key in certified}:
-        raise EkMismatch(
-            f"the key at {EK_HANDLE:#x} is not the one that the EK certificate names",
-            hint="Set the board aside: somebody persisted another key there; an engineer evicts it.",
-        )
-    for candidates in (certified, persisted, usable):
-        if candidates:
-            return candidates[0]
-    raise EkUntrusted("the TPM offers no RSA-2048 endorsement key")
+def reconciled(trip: Trip) -> tuple[EndorsementReport, Choice]:
+    """What the TPM says of its EKs, and which one is right: derives what the choice needs, and no more."""
+    tpm = trip.need(EndorsementIdentity)
+    report = tpm.endorsements(trip.call)
+    while isinstance(found := choose(report, trip.options.rules), Derive):
+        report = tpm.derive(trip.call, found.template)
+    return report, found
 
 
 def current_ek(trip: Trip) -> EndorsementKey:
@@ -144,25 +136,33 @@ class Join(Look):
 
 
 class PersistEk(Action):
-    """The EK is where field clients look for it."""
+    """The EK is where field clients look for it; where the recipe says so, in the place of another key."""
 
     name = "persist-ek"
     seconds = DERIVE_SECONDS
 
     def probe(self, trip: Trip) -> Facts | None:
-        return {"ek_handle": EK_HANDLE} if _at_handle(trip) else None
+        there = trip.need(EndorsementIdentity).persisted(trip.call)
+        if there is not None and there.name == trip.octets("ek_name"):
+            return {"ek_handle": EK_HANDLE}
+        wrong = trip.facts.get("ek_evict")
+        if there is not None and (there.public != wrong or not trip.options.replace_persisted):
+            raise EkMismatch(
+                f"another key than the chosen EK is at {EK_HANDLE:#x}, and it wasn't there when this visit began"
+            )
+        return None
 
     def apply(self, trip: Trip) -> None:
-        report = trip.need(EndorsementIdentity).endorsements(trip.call)
-        ek = next((key for key in report.keys if key.name == trip.octets("ek_name")), None)
-        if ek is None:
-            raise EkMismatch("the endorsement key is not there any more")
-        trip.need(EndorsementIdentity).persist(trip.call, ek)
+        tpm = trip.need(EndorsementIdentity)
+        there, wrong = tpm.persisted(trip.call), trip.facts.get("ek_evict")
+        tpm.persist(
+            trip.call, current_ek(trip), there if there is not None and there.public == wrong else None
+        )
 
-
-def _at_handle(trip: Trip) -> bool:
-    report = trip.need(EndorsementIdentity).endorsements(trip.call)
-    return any(key.handle == EK_HANDLE and key.name == trip.octets("ek_name") for key in report.keys)
+    def verify(self, trip: Trip) -> Facts:
+        facts = super().verify(trip)
+        wrong = trip.facts.get("ek_evict")
+        return {**facts, "ek_evicted": wrong} if wrong is not None else facts
 
 
 def _needs(_options: Options) -> tuple[Need, ...]:

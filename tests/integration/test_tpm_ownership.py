@@ -185,8 +185,10 @@ def test_after_a_clear_the_ek_is_derived_again_and_is_the_one_of_its_certificate
         esapi.clear(ESYS_TR.PLATFORM)
     with line.visit() as tpm:
         identity = tpm.get(EndorsementIdentity)
-        report = identity.endorsements(lasting())
+        identity.derive(lasting(), "L-1")
+        report = identity.derive(lasting(), "H-3")
         derived = {key.template: key for key in report.keys}
+        assert report.derived == ("L-1", "H-3")
         assert derived["L-1"].name == ek.name
         assert derived["L-1"].origin is EkOrigin.TEMPLATE
         assert derived["L-1"].handle is None
@@ -227,7 +229,7 @@ def test_wrapped_padded_foreign_and_chained_certificates_are_told_apart(
             nv.define(esapi, index, len(content), ESYS_TR.OWNER, ESYS_TR.PASSWORD)
             nv.write(tpm, index, content, ESYS_TR.OWNER, ESYS_TR.PASSWORD)
     with line.visit() as tpm:
-        report = tpm.get(EndorsementIdentity).endorsements(lasting())
+        report = tpm.get(EndorsementIdentity).derive(lasting(), "L-2")
     keys = {key.template: key for key in report.keys}
     assert keys["L-1"].certificate == ek.certificate
     assert keys["L-2"].origin is EkOrigin.TEMPLATE, "derived to see whether the certificate is for it"
