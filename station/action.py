@@ -49,7 +49,7 @@ class Circumstances:
     trust: tuple[bytes, ...]
     """EK trust anchors and intermediates, DER."""
     issuers: tuple[bytes, ...]
-    """Our issuing chain, DER, issuing CA first."""
+    """Every certificate that our issuing CA has had, DER."""
     long_lived_days: int = 825
     """A leaf that is valid for longer needs a key place that software can't copy the key from."""
 

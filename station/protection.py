@@ -26,7 +26,7 @@ def recipe_problem(
     if protection.keeps_from_software or override is not None:
         return None
     try:
-        days = load_profile(profiles, profile).file.validity.days
+        days = load_profile(profiles, profile).longest_days
     except (ConfigError, ProfileViolation) as error:
         return f"keys are kept as {protection.value}, and how long a certificate would live can't be told: {error}"
     if days <= limit:

@@ -8,11 +8,14 @@ from typing import Final, TypeVar
 from hal.errors import PeerUnavailable, ProtocolViolation
 from hal.secret import Secret
 from station import messages
+from station.messages.ca import CaAsked, CaSays
 from station.wire import Link, Problem, connect
 
 R = TypeVar("R")
 ANSWER_SECONDS: Final = 60.0
 """A slow token signs in seconds; the signer gives up on a hung one before this."""
+CEREMONY_SECONDS: Final = 660.0
+"""Longer than the signer gives the token for a new key."""
 
 
 class SignerClient:
@@ -38,10 +41,17 @@ class SignerClient:
     def unwrap(self, context: bytes, wrapped: bytes) -> Secret:
         return Secret(self._ask(messages.UnwrapSecret(context, wrapped), messages.Unwrapped).plain)
 
-    def _ask(self, request: object, reply: type[R]) -> R:
+    def administer(self, asked: CaAsked) -> CaSays:
+        """What people do to the CA. Waits longer: an old chip makes a key in minutes."""
+        reply: tuple[type[CaSays], ...] = (messages.CaRequest, messages.CaGeneration)
+        return self._ask(asked, reply, CEREMONY_SECONDS)
+
+    def _ask(
+        self, request: object, reply: type[R] | tuple[type[R], ...], seconds: float = ANSWER_SECONDS
+    ) -> R:
         link: Link[messages.FromSigner] = connect(self._path, messages.FromSigner)
         try:
-            link.settimeout(ANSWER_SECONDS)
+            link.settimeout(seconds)
             link.send(request)
             answer = link.receive()
         except TimeoutError as error:

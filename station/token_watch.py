@@ -37,9 +37,9 @@ class TokenWatch:
         self._keep(self._signer.check_token(), None)
 
     def issuers(self) -> tuple[bytes, ...]:
-        """The issuing chain, DER, issuing CA first; empty until the signer has answered once."""
+        """Every issuing CA's certificate there ever was, DER; empty until the signer has answered once."""
         with self._lock:
-            return tuple(self._state.chain) if self._state else ()
+            return tuple(self._state.issuers) if self._state else ()
 
     def view(self) -> TokenView:
         with self._lock:

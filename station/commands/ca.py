@@ -1,4 +1,7 @@
-"""`hallmark ca`: what people do to the issuing CA. Everything but `status` and `unblock` needs the signer stopped."""
+"""`hallmark ca`: what people do to the issuing CA.
+
+Through the signer while it runs, so that the line goes on; without it directly, as `init` always does.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,28 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from cryptography import x509
 
 from hal.call import Call
-from hal.errors import ConfigError, PeerUnavailable, StationError
+from hal.errors import ConfigError, PeerUnavailable, ProtocolViolation, StationError, quote
 from hal.types import KeyType, TokenCondition
+from station import messages
 from station.config import Configuration
-from station.messages import SignerState
+from station.messages.ca import CaAsked, CaGeneration
+from station.messages.signer import SignerState
 from station.paths import Paths
+from station.signer import administration, ceremony, durable, ledger, pin, process
 from station.signer import authority as ca
-from station.signer import ceremony, durable, ledger, pin, process
 from station.signer_client import SignerClient
 
-HELP: Final = "the issuing CA: init, csr, install, status, unblock"
+HELP: Final = "the issuing CA: init, csr, install, activate, status, unblock"
 FINE, NOT_FINE, NO_DAEMON = 0, 1, 3
 EXPIRY_WARNING: Final = dt.timedelta(days=90)
+BY_COMMAND: Final = "the command, with the signer stopped"
+"""Who did it, on record. Only those who may read token PIN and ledger can."""
+R = TypeVar("R", messages.CaRequest, messages.CaGeneration)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,16 +48,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
     csr = actions.add_parser("csr", help="the request for the issuing CA's certificate, for any root")
     csr.add_argument("--out", type=Path, metavar="FILE", help="write it here (default: standard output)")
-    csr.add_argument("--common-name", metavar="NAME", help="default: the station's name")
+    csr.add_argument("--common-name", metavar="NAME", help="default: by the station's name")
     csr.add_argument("--organization", metavar="NAME")
+    which = csr.add_mutually_exclusive_group()
+    which.add_argument("--new-key", action="store_true", help="make the next generation's key in the token")
+    which.add_argument("--label", metavar="NAME", help="for this key, which is made when it isn't there")
+    csr.add_argument(
+        "--key-type",
+        choices=[kind.value for kind in KeyType],
+        default=KeyType.P256.value,
+        help="of a key that is made (default: p256)",
+    )
     _pin_argument(csr)
 
-    install = actions.add_parser("install", help="install the issuing CA's certificate and its chain")
-    install.add_argument("chain", type=Path, metavar="CHAIN.pem", help="its certificate and those above it")
+    install = actions.add_parser(
+        "install", help="install a certificate of the issuing CA and its chain: PEM, DER or PKCS#7"
+    )
     install.add_argument(
-        "--root", type=Path, metavar="ROOT.pem", dest="root_certificate", help="if not in CHAIN.pem"
+        "chain", type=Path, nargs="+", metavar="FILE", help="its certificate and those above it, in any order"
+    )
+    install.add_argument(
+        "--root", type=Path, metavar="ROOT.pem", dest="root_certificate", help="if not in a FILE"
     )
     _pin_argument(install)
+
+    activate = actions.add_parser("activate", help="from when on an installed generation issues")
+    activate.add_argument("generation", type=int, metavar="NUMBER", help="as `hallmark ca status` shows it")
+    activate.add_argument(
+        "--at", metavar="TIME", help="UTC, as 2027-03-01T06:00:00Z or 2027-03-01 (default: now)"
+    )
+    _pin_argument(activate)
 
     status = actions.add_parser("status", help="the token and the CA, as the signer sees them now")
     status.add_argument("--json", action="store_true", help="for scripts")
@@ -70,66 +98,89 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _init(args: argparse.Namespace) -> int:
-    with _token(args) as (configuration, opened):
+    with _alone(args) as (configuration, opened):
         if args.bench and not configuration.bench:
             message = "--bench is for bench mode; this station is in production mode"
             raise ConfigError(message, hint="Use `hallmark ca csr` and a root that is kept elsewhere.")
         section, folder = configuration.file.signer, configuration.paths.signer_state
-        key_type = KeyType(args.key_type)
+        if args.bench and opened.generations.others:
+            message = "this station has a production CA; a bench CA in its place would only look like it"
+            raise ConfigError(message, hint='Set mode = "production", or take another --root for the bench.')
+        key_type, now = KeyType(args.key_type), dt.datetime.now(dt.UTC)
         spki = ceremony.make_keys(
             opened.token, opened.wrap, section.ca_key, section.canary_key, section.wrap_key, key_type
         )
-        installed = ca.load(folder)
-        if installed is not None and installed.spki == spki:
+        opened.generations.note_key(section.ca_key, now)
+        held = [one for one in opened.generations.all if one.authority.spki == spki]
+        if held:
             print("The CA is there already:")
         elif args.bench:
-            now = dt.datetime.now(dt.UTC)
-            made, root = ceremony.bench_authority(folder / ceremony.BENCH_FOLDER, spki, key_type, now)
-            installed, root = ca.chain_from(made.chain, root, spki, now)
-            ca.store(folder, installed, root)
+            made = ceremony.bench_authority(folder / ceremony.BENCH_FOLDER, spki, key_type, now)
+            made = ca.chain_from(made.chain, made.root, spki, now)
+            held = [opened.generations.install(section.ca_key, made, now, BY_COMMAND)]
+            opened.administration.refresh_copies()
             print("Made a bench CA, which production refuses:")
         else:
             print(
                 "The keys are in the token. Next: `hallmark ca csr`, and `hallmark ca install` with the answer."
             )
             return FINE
-    _print_chain(installed)
+        _print_generation(opened.administration.view(held[-1]))
     return FINE
 
 
 def _csr(args: argparse.Namespace) -> int:
-    with _token(args) as (configuration, opened):
-        name = args.common_name or f"{configuration.file.station.name} issuing CA"
-        made = ceremony.request(opened.token, configuration.file.signer.ca_key, name, args.organization)
+    asked = messages.MakeCaRequest(
+        label=args.label,
+        new_key=args.new_key,
+        key_type=KeyType(args.key_type),
+        common_name=args.common_name,
+        organization=args.organization,
+    )
+    made = _administer(args, asked, messages.CaRequest)
     if args.out is None:
-        sys.stdout.write(made.decode("ascii"))
+        sys.stdout.write(made.csr.decode("ascii"))
     else:
-        durable.write(args.out.absolute(), made, mode=0o644)
-        print(f"Wrote {args.out}. Its answer goes in with `hallmark ca install`.")
+        durable.write(args.out.absolute(), made.csr, mode=0o644)
+        print(f"Wrote {args.out}, for the key {made.label}. Its answer goes in with `hallmark ca install`.")
     return FINE
 
 
 def _install(args: argparse.Namespace) -> int:
-    certificates = ca.read_pem(_given(args.chain), str(args.chain))
+    certificates = [
+        certificate for path in args.chain for certificate in ca.read_certificates(_given(path), str(path))
+    ]
     root: x509.Certificate | None = None
     if args.root_certificate is not None:
-        root, *more = ca.read_pem(_given(args.root_certificate), str(args.root_certificate))
+        file = args.root_certificate
+        root, *more = ca.read_certificates(_given(file), str(file))
         if more:
             message = "expected one certificate, the root's"
-            raise ConfigError(message, file=str(args.root_certificate))
-    with _token(args) as (configuration, opened):
-        call = Call.lasting(ceremony.CALL_SECONDS)
-        spki = opened.token.public_key(call, configuration.file.signer.ca_key)
-        made, found_root = ca.chain_from(certificates, root, spki, dt.datetime.now(dt.UTC))
-        if made.bench and not configuration.bench:
-            message = (
-                "this certificate was made by `hallmark ca init --bench`; this station is in production mode"
-            )
-            raise ConfigError(message, file=str(args.chain))
-        ca.store(configuration.paths.signer_state, made, found_root)
+            raise ConfigError(message, file=str(file))
+    asked = messages.InstallCa([ca.der(one) for one in certificates], ca.der(root) if root else None)
+    made = _administer(args, asked, messages.CaGeneration)
     print("Installed:")
-    _print_chain(made)
+    _print_generation(made)
+    if made.state == administration.INSTALLED:
+        print(f"It issues from when you say: `hallmark ca activate {made.number} [--at TIME]`.")
     return FINE
+
+
+def _activate(args: argparse.Namespace) -> int:
+    at = None if args.at is None else _moment(args.at)
+    made = _administer(args, messages.ActivateCa(args.generation, at), messages.CaGeneration)
+    _print_generation(made)
+    return FINE
+
+
+def _moment(text: str) -> int:
+    """Unix seconds of a time in UTC."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as error:
+        message = f"--at {quote(text)}: expected a time in UTC, as 2027-03-01T06:00:00Z"
+        raise ConfigError(message) from error
+    return int((found if found.tzinfo else found.replace(tzinfo=dt.UTC)).timestamp())
 
 
 def _status(args: argparse.Namespace) -> int:
@@ -144,8 +195,8 @@ def _status(args: argparse.Namespace) -> int:
     print(f"token     {state.label}: {state.condition}")
     if state.problem:
         print(f"problem   {state.problem}\nto do     {state.hint}")
-    if state.chain:
-        _print_chain(ca.Authority(tuple(x509.load_der_x509_certificate(one) for one in state.chain)))
+    for one in state.generations:
+        _print_generation(one)
     print(f"issued    {state.issued}")
     if state.pending:
         print(
@@ -161,8 +212,20 @@ def _plain(state: SignerState) -> dict[str, object]:
         "problem": state.problem,
         "hint": state.hint,
         "ca": {"subject": state.subject, "not_after": state.not_after} if state.chain else None,
+        "generations": [_plain_generation(one) for one in state.generations],
         "issued": state.issued,
         "pending": state.pending,
+    }
+
+
+def _plain_generation(one: CaGeneration) -> dict[str, object]:
+    return {
+        "number": one.number,
+        "state": one.state,
+        "key": one.label,
+        "subject": one.subject,
+        "not_after": f"{_day(one.not_after):%Y-%m-%dT%H:%M:%SZ}",
+        "since": None if one.since is None else f"{_day(one.since):%Y-%m-%dT%H:%M:%SZ}",
     }
 
 
@@ -172,10 +235,9 @@ def _offline(paths: Paths, error: PeerUnavailable, *, as_json: bool) -> int:
     mark = pin.read_mark(paths.signer_state / pin.MARK)
     blocked = mark is not None and mark.state != "allowed"
     if as_json:
-        issuer = installed.issuer if installed else None
-        about = issuer and {
-            "subject": issuer.subject.rfc4514_string(),
-            "not_after": f"{issuer.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+        about = installed and {
+            "subject": installed.issuer.subject.rfc4514_string(),
+            "not_after": f"{installed.not_after:%Y-%m-%dT%H:%M:%SZ}",
         }
         print(
             json.dumps(
@@ -187,7 +249,8 @@ def _offline(paths: Paths, error: PeerUnavailable, *, as_json: bool) -> int:
         if blocked and mark is not None:
             print(f"PIN       an attempt is on record as {mark.state}; see `hallmark ca unblock`")
         if installed:
-            _print_chain(installed)
+            end = installed.not_after
+            print(f"CA        {installed.issuer.subject.rfc4514_string()}, until {end:%Y-%m-%d}")
         else:
             print("CA        no certificate is installed")
     return NO_DAEMON
@@ -214,12 +277,26 @@ def _unblock(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _token(args: argparse.Namespace) -> Iterator[tuple[Configuration, process.OpenToken]]:
-    """The token for this command alone."""
+def _alone(args: argparse.Namespace) -> Iterator[tuple[Configuration, process.OpenCa]]:
+    """The CA for this command alone: StationError while a signer runs."""
     configuration = process.signer_configuration(args.paths)
     source = None if args.pin_fd is None else pin.PinDescriptor(args.pin_fd)
-    with ledger.sole_user(args.paths.signer_state), process.open_token(configuration, source) as opened:
+    with ledger.sole_user(args.paths.signer_state), process.open_ca(configuration, source) as opened:
         yield configuration, opened
+
+
+def _administer(args: argparse.Namespace, asked: CaAsked, reply: type[R]) -> R:
+    """Done by the signer, or here in its place when none runs."""
+    try:
+        answer = SignerClient(args.paths.signer_socket).administer(asked)
+    except PeerUnavailable:
+        with _alone(args) as (_configuration, opened):
+            call = Call.lasting(ceremony.CALL_SECONDS)
+            answer = opened.administration.answer(call, asked, BY_COMMAND)
+    if not isinstance(answer, reply):
+        message = f"the signer answered {type(asked).__name__} with {type(answer).__name__}"
+        raise ProtocolViolation(message)
+    return answer
 
 
 def _given(path: Path) -> bytes:
@@ -233,16 +310,35 @@ def _given(path: Path) -> bytes:
     return found
 
 
-def _print_chain(authority: ca.Authority) -> None:
-    for depth, certificate in enumerate(authority.chain):
-        print(f"{'CA' if depth == 0 else 'under':<10}{certificate.subject.rfc4514_string()}")
-    end = authority.issuer.not_valid_after_utc
-    late = (
-        ""
-        if end - dt.datetime.now(dt.UTC) > EXPIRY_WARNING
-        else "   SOON: ask for a new one with `hallmark ca csr`"
-    )
-    print(f"until     {end:%Y-%m-%d}{late}")
+def _print_generation(one: CaGeneration) -> None:
+    """A generation for people: what it is, what it is under, when it issues, when it ends."""
+    chain = [x509.load_der_x509_certificate(der) for der in (*one.chain, one.root)]
+    print(f"CA {one.number:<7}{chain[0].subject.rfc4514_string()}")
+    for certificate in chain[1:]:
+        print(f"  under   {certificate.subject.rfc4514_string()}")
+    print(f"  key     {one.label}")
+    issues = {
+        administration.ACTIVE: "now",
+        administration.NEXT: f"from {_day(one.since or 0):%Y-%m-%d %H:%M} UTC on",
+        administration.INSTALLED: f"not before `hallmark ca activate {one.number}`",
+        administration.FORMER: "no longer; what it has issued stays",
+    }
+    print(f"  issues  {issues.get(one.state, one.state)}")
+    end = _day(one.not_after)
+    soon = one.state == administration.ACTIVE and end - dt.datetime.now(dt.UTC) <= EXPIRY_WARNING
+    late = "   SOON: ask for a new one with `hallmark ca csr --new-key`" if soon else ""
+    print(f"  until   {end:%Y-%m-%d}{late}")
 
 
-_ACTIONS: Final = {"init": _init, "csr": _csr, "install": _install, "status": _status, "unblock": _unblock}
+def _day(at: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(at, dt.UTC)
+
+
+_ACTIONS: Final = {
+    "init": _init,
+    "csr": _csr,
+    "install": _install,
+    "activate": _activate,
+    "status": _status,
+    "unblock": _unblock,
+}

@@ -4,6 +4,7 @@ Each request has exactly one reply: the one named in its docstring, or a `Proble
 """
 
 from station.messages.basics import Blob, Fact, Facts, Issued, Name, Ok, Text
+from station.messages.ca import ActivateCa, CaGeneration, CaRequest, InstallCa, MakeCaRequest
 from station.messages.signer import (
     CheckToken,
     FromSigner,
@@ -56,11 +57,14 @@ from station.messages.worker import (
 
 __all__ = [
     "Absence",
+    "ActivateCa",
     "Arrived",
     "Auths",
     "Batch",
     "Begin",
     "Blob",
+    "CaGeneration",
+    "CaRequest",
     "Cancel",
     "CheckToken",
     "Done",
@@ -72,12 +76,14 @@ __all__ = [
     "Finish",
     "FromSigner",
     "Image",
+    "InstallCa",
     "Issue",
     "Issued",
     "Item",
     "Join",
     "Lease",
     "Log",
+    "MakeCaRequest",
     "Name",
     "Ok",
     "OutboxSays",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from station.messages.basics import Blob, Issued, Name
+from station.messages.ca import CaAsked, CaGeneration, CaSays
 from station.wire import Problem
 
 
@@ -26,6 +27,9 @@ class SignerState(Struct, frozen=True, tag="signer-state"):
     """Intents in the ledger without a signature yet."""
     chain: list[Blob]
     """Issuing CA first, DER; empty when no CA certificate is installed."""
+    issuers: list[Blob] = []
+    """Every issuing CA's certificate there ever was, DER."""
+    generations: list[CaGeneration] = []
 
 
 class CheckToken(Struct, frozen=True, tag="check-token"):
@@ -69,5 +73,5 @@ class Unwrapped(Struct, frozen=True, tag="unwrapped"):
         return "Unwrapped(…)"
 
 
-ToSigner = SignerStatus | CheckToken | SignRequest | WrapSecret | UnwrapSecret
-FromSigner = SignerState | Issued | Wrapped | Unwrapped | Problem
+ToSigner = SignerStatus | CheckToken | SignRequest | WrapSecret | UnwrapSecret | CaAsked
+FromSigner = SignerState | Issued | Wrapped | Unwrapped | CaSays | Problem

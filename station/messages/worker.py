@@ -49,7 +49,7 @@ class Visit(Struct, frozen=True, tag="visit"):
     trust: list[Blob]
     """EK trust anchors and intermediates, DER."""
     issuers: list[Blob]
-    """Our issuing chain, DER, issuing CA first: what a device certificate is verified against."""
+    """Every certificate that our issuing CA has had, DER: one of them issued what a unit has on record."""
     long_lived_days: int = 0
     """[policy] of station.toml: a leaf valid for longer needs a safe key place, or the recipe's reason."""
 

@@ -1,45 +1,64 @@
-"""The issuing CA as certificates: its chain, what makes a chain acceptable, and where it is kept.
+"""The issuing CA as certificates: reading them in any form, and the one path from the token's key up to its root.
 
-Two files in the signer's state: `ca-chain.pem` (issuing CA first, up to but without the root) and `ca-root.pem`.
-Keys and signing are elsewhere; a chain is checked against the public key that the token names.
+What makes a path acceptable is `path`'s matter, where it is kept `generations`'. `ca-chain.pem` and `ca-root.pem` in
+the signer's state are copies of what issues now, for people and their tools.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography.x509.oid import NameOID
 
 from hal.errors import ConfigError, quote
 from station.signer import durable
+from station.signer.path import check_path
 
 CHAIN_FILE: Final = "ca-chain.pem"
 ROOT_FILE: Final = "ca-root.pem"
 SIZE_LIMIT: Final = 256 * 1024
 DEPTH_LIMIT: Final = 8
-"""Certificates of a chain."""
+"""Certificates of a file, and of a chain."""
 BENCH_UNIT: Final = "bench only: not to be trusted"
 """organizationalUnitName of the CAs that `hallmark ca init --bench` makes: production refuses a chain that bears it."""
-HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
+_PKCS7: Final = re.compile(rb"-----BEGIN (?:PKCS7|CMS)-----(.+?)-----END (?:PKCS7|CMS)-----", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """`chain`: issuing CA first, without the root."""
+    """`chain`: issuing CA first, without the root; `root` where it is known."""
 
     chain: tuple[x509.Certificate, ...]
+    root: x509.Certificate | None = None
 
     @property
     def issuer(self) -> x509.Certificate:
         return self.chain[0]
+
+    @property
+    def above(self) -> tuple[x509.Certificate, ...]:
+        """Every CA above a leaf, issuing CA first, the root last."""
+        return self.chain if self.root is None else (*self.chain, self.root)
+
+    @property
+    def not_before(self) -> dt.datetime:
+        """When the last of the CAs above a leaf began."""
+        return max(one.not_valid_before_utc for one in self.above)
+
+    @property
+    def not_after(self) -> dt.datetime:
+        """When the first of the CAs above a leaf ends: no leaf is of use after that."""
+        return min(one.not_valid_after_utc for one in self.above)
 
     @property
     def spki(self) -> bytes:
@@ -84,116 +103,123 @@ def spki_of(certificate: x509.Certificate) -> bytes:
 
 
 def load(folder: Path) -> Authority | None:
-    """The installed chain, or None. It was checked when it was installed; ConfigError when it can't be read now."""
+    """What issues, from its copies, or None. ConfigError when they can't be read."""
     raw = durable.read(folder / CHAIN_FILE, SIZE_LIMIT)
-    return None if raw is None else Authority(tuple(read_pem(raw, str(folder / CHAIN_FILE))))
+    if raw is None:
+        return None
+    root = durable.read(folder / ROOT_FILE, SIZE_LIMIT)
+    found = read_certificates(root, str(folder / ROOT_FILE))[0] if root is not None else None
+    return Authority(tuple(read_certificates(raw, str(folder / CHAIN_FILE))), found)
 
 
-def store(folder: Path, authority: Authority, root: x509.Certificate) -> None:
-    """Installs it. The chain last: it is what the signer goes by."""
-    durable.write(folder / ROOT_FILE, pem([root]), mode=0o644)
+def store(folder: Path, authority: Authority) -> None:
+    """Writes the copies, the chain last."""
+    if authority.root is not None:
+        durable.write(folder / ROOT_FILE, pem([authority.root]), mode=0o644)
     durable.write(folder / CHAIN_FILE, authority.pem, mode=0o644)
 
 
-def read_pem(raw: bytes, file: str) -> list[x509.Certificate]:
-    """PEM certificates, or one in DER. ConfigError when there is none, or more than DEPTH_LIMIT."""
+def read_certificates(raw: bytes, file: str) -> list[x509.Certificate]:
+    """Certificates in PEM, one in DER, or those of a PKCS#7 bundle (RFC 2315, certificates only) in PEM or DER.
+
+    In the file's order, each once. ConfigError when there is none, or more than DEPTH_LIMIT.
+    """
     try:
-        found = (
-            x509.load_pem_x509_certificates(raw)
-            if b"-----BEGIN" in raw
-            else [x509.load_der_x509_certificate(raw)]
-        )
+        found = list(_decoded(raw))
     except ValueError as error:
-        message = f"expected certificates in PEM, or one in DER: {quote(str(error))}"
+        message = f"expected certificates in PEM, DER or a PKCS#7 bundle: {quote(str(error))}"
         raise ConfigError(message, file=file) from error
-    if len(found) > DEPTH_LIMIT:
+    if not 1 <= len(found) <= DEPTH_LIMIT:
         message = f"{len(found)} certificates; expected a chain of at most {DEPTH_LIMIT}"
         raise ConfigError(message, file=file)
-    return found
+    return list(dict.fromkeys(found))
+
+
+def _decoded(raw: bytes) -> Iterator[x509.Certificate]:
+    with warnings.catch_warnings():
+        # A bundle in BER, as some CAs send it, is said to be deprecated. It is read once, and kept in DER.
+        warnings.simplefilter("ignore")
+        if b"-----BEGIN" not in raw:
+            yield from _from_der(raw)
+            return
+        bundles = _PKCS7.findall(raw)
+        for body in bundles:
+            text = b"-----BEGIN PKCS7-----" + body + b"-----END PKCS7-----\n"
+            yield from pkcs7.load_pem_pkcs7_certificates(text)
+        if not bundles or b"-----BEGIN CERTIFICATE-----" in raw:
+            yield from x509.load_pem_x509_certificates(raw)
+
+
+def _from_der(raw: bytes) -> Sequence[x509.Certificate]:
+    try:
+        return [x509.load_der_x509_certificate(raw)]
+    except ValueError as error:
+        try:
+            return pkcs7.load_der_pkcs7_certificates(raw)
+        except ValueError:
+            raise error from None  # what is no bundle either is told as the certificate that it was taken for
 
 
 def chain_from(
     certificates: Sequence[x509.Certificate], root: x509.Certificate | None, spki: bytes, now: dt.datetime
-) -> tuple[Authority, x509.Certificate]:
-    """The chain from the certificate of the key `spki` to its root, checked as RFC 5280 section 6.1 asks of CAs.
+) -> Authority:
+    """The path from the certificate of the key `spki` to its root, checked as RFC 5280, section 6.1 asks of CAs.
 
-    `certificates` in any order; the root is `root`, or the self-issued one among them. ConfigError says what is wrong.
+    `certificates` in any order, also with cross-certificates and others that don't belong to it; the root is `root`,
+    or a self-issued one among them. Of several paths to one root the shortest. ConfigError says what is wrong.
     """
     own = [certificate for certificate in certificates if spki_of(certificate) == spki]
-    if len(own) != 1:
-        message = f"{len(own) or 'none'} of the certificates is for the key in the token; expected one"
+    if not own:
+        message = "none of the certificates is for the key in the token; expected one"
         raise ConfigError(
             message, hint="The certificate has to be made from the request of `hallmark ca csr`."
         )
-    selves = [certificate for certificate in certificates if certificate.subject == certificate.issuer]
-    if root is None and len(selves) == 1:
-        root = selves[0]
-    if root is None:
+    roots = [root] if root is not None else [one for one in certificates if one.subject == one.issuer]
+    if not roots:
         message = (
             "expected the root, in the chain's file or with --root: without it the chain can't be checked"
         )
         raise ConfigError(message)
-    chain = [own[0]]
-    while chain[-1].issuer != root.subject:
-        above = [one for one in certificates if one.subject == chain[-1].issuer and one not in chain]
-        if len(above) != 1:
-            message = (
-                f"{len(above) or 'no'} certificate for the issuer {quote(chain[-1].issuer.rfc4514_string())}"
-            )
-            raise ConfigError(
-                message, hint="Put the intermediates between the issuing CA and its root into the file."
-            )
-        chain.append(above[0])
-    if chain[0] == root:
+    if any(one in roots for one in own):
         message = (
             "the issuing CA is its own root; expected an intermediate under a root that is kept elsewhere"
         )
         raise ConfigError(message)
-    for depth, (certificate, issuer) in enumerate(zip([*chain, root], [*chain[1:], root, root], strict=True)):
-        _check_ca(certificate, issuer, depth, now)
-    return Authority(tuple(chain)), root
+    problems: list[ConfigError] = []
+    found: list[Authority] = []
+    for candidate in (path for one in own for path in _paths((one,), certificates, roots, problems)):
+        try:
+            check_path(candidate.above, now)
+            found.append(candidate)
+        except ConfigError as error:
+            problems.insert(0, error)  # a whole path with a fault says more than one that ends nowhere
+    if not found:
+        raise problems[0]
+    if len({candidate.root for candidate in found}) > 1:
+        message = "the certificates lead to several roots; expected --root to say which is trusted"
+        raise ConfigError(message)
+    return min(found, key=lambda candidate: len(candidate.chain))
 
 
-def _check_ca(certificate: x509.Certificate, issuer: x509.Certificate, below: int, now: dt.datetime) -> None:
-    """One CA certificate, with `below` CAs under it."""
-    name = quote(certificate.subject.rfc4514_string())
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        message = f"{name} is not signed by {quote(issuer.subject.rfc4514_string())}"
-        raise ConfigError(message) from error
-    if not isinstance(certificate.signature_hash_algorithm, HASHES):
-        message = f"{name} is signed with a weak digest; expected SHA-256 or better"
-        raise ConfigError(message)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        message = (
-            f"{name} is valid from {certificate.not_valid_before_utc:%Y-%m-%d} to"
-            f" {certificate.not_valid_after_utc:%Y-%m-%d}, not now ({now:%Y-%m-%d})"
-        )
-        raise ConfigError(message, hint="Check the clock first.")
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except (x509.ExtensionNotFound, ValueError) as error:
-        message = f"{name} lacks what RFC 5280 asks of a CA (4.2.1.2, 4.2.1.3, 4.2.1.9): {quote(str(error))}"
-        raise ConfigError(message) from error
-    if not constraints.ca or not usage.key_cert_sign:
-        message = f"{name} is no CA certificate: expected CA:TRUE and keyCertSign"
-        raise ConfigError(message)
-    if constraints.path_length is not None and constraints.path_length < below:
-        message = (
-            f"{name} allows {constraints.path_length} CAs below it (pathLenConstraint); there are {below}"
-        )
-        raise ConfigError(message)
-    _check_purposes(certificate, name)
-
-
-def _check_purposes(certificate: x509.Certificate, name: str) -> None:
-    try:
-        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        return
-    if not {ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE} & set(purposes):
-        message = f"{name} is limited to other purposes than clientAuth (extendedKeyUsage)"
-        raise ConfigError(message)
+def _paths(
+    chain: tuple[x509.Certificate, ...],
+    certificates: Sequence[x509.Certificate],
+    roots: Sequence[x509.Certificate],
+    problems: list[ConfigError],
+) -> Iterator[Authority]:
+    """Every way from `chain` up to a root, by names; dead ends go to `problems`."""
+    issuer = chain[-1].issuer
+    names = {(one.subject, spki_of(one)) for one in chain}
+    ends = [root for root in roots if root.subject == issuer]
+    yield from (Authority(chain, root) for root in ends)
+    above = [
+        one
+        for one in certificates
+        if one.subject == issuer and one not in roots and (one.subject, spki_of(one)) not in names
+    ]
+    if not above and not ends:
+        message = f"no certificate for the issuer {quote(issuer.rfc4514_string())}"
+        hint = "Put the intermediates between the issuing CA and its root into the file."
+        problems.append(ConfigError(message, hint=hint))
+    for one in above:
+        yield from _paths((*chain, one), certificates, roots, problems)

@@ -1,6 +1,6 @@
 """Making the issuing CA: its keys in the token, the request for its certificate, and the bench's own root.
 
-All of it happens once, by a person, while the signer is stopped. The bench root is a file, so that a bench needs no
+Done by a person, for each generation of the CA. The bench root is a file, so that a bench needs no
 second token: production never takes what it has signed (`Authority.bench`).
 """
 
@@ -53,9 +53,9 @@ def make_keys(
     token: CaToken, wrap: SecretWrap, ca_key: str, canary_key: str, wrap_key: str, key_type: KeyType
 ) -> bytes:
     """Makes those keys that aren't there yet; the CA key's SubjectPublicKeyInfo. A key that is there stays."""
-    spki = _key_pair(token, ca_key, key_type)
+    spki = key_pair(Call.lasting(CALL_SECONDS), token, ca_key, key_type)
     # Keys of their own: nothing but certificates is ever signed with the CA's.
-    _key_pair(token, canary_key, KeyType.P256)
+    key_pair(Call.lasting(CALL_SECONDS), token, canary_key, KeyType.P256)
     context = b"hallmark ca init"
     sealed = wrap.wrap(Call.lasting(CALL_SECONDS), wrap_key, context, Secret(context))
     if wrap.unwrap(Call.lasting(CALL_SECONDS), wrap_key, context, sealed) != Secret(context):
@@ -65,20 +65,26 @@ def make_keys(
     return spki
 
 
-def _key_pair(token: CaToken, label: str, key_type: KeyType) -> bytes:
+def key_pair(call: Call, token: CaToken, label: str, key_type: KeyType) -> bytes:
+    """The SubjectPublicKeyInfo of the key `label`, which is made when it isn't there."""
     try:
-        return token.public_key(Call.lasting(CALL_SECONDS), label)
+        return token.public_key(call, label)
     except KeyMissing:
-        return token.make_key(Call.lasting(CALL_SECONDS), label, key_type)
+        return token.make_key(call, label, key_type)
 
 
-def request(token: CaToken, ca_key: str, common_name: str, organization: str | None) -> bytes:
+def named(common_name: str, organization: str | None) -> x509.Name:
+    """A CA's subject; ConfigError when X.509 can't hold it."""
+    return _name(common_name, organization, None)
+
+
+def request(call: Call, token: CaToken, label: str, subject: x509.Name) -> bytes:
     """PKCS#10 (PEM) for the token's CA key, asking for a CA certificate with pathlen 0; signed in the token."""
-    spki = token.public_key(Call.lasting(CALL_SECONDS), ca_key)
-    key = token_key(spki, lambda data: token.sign(Call.lasting(CALL_SECONDS), ca_key, data))
+    spki = token.public_key(call, label)
+    key = token_key(spki, lambda data: token.sign(call, label, data))
     csr = (
         x509.CertificateSigningRequestBuilder()
-        .subject_name(_name(common_name, organization, None))
+        .subject_name(subject)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(CA_USAGE, critical=True)
         .sign(key, signature_hash(key))
@@ -89,9 +95,7 @@ def request(token: CaToken, ca_key: str, common_name: str, organization: str | N
     return csr.public_bytes(serialization.Encoding.PEM)
 
 
-def bench_authority(
-    folder: Path, spki: bytes, key_type: KeyType, now: dt.datetime
-) -> tuple[Authority, x509.Certificate]:
+def bench_authority(folder: Path, spki: bytes, key_type: KeyType, now: dt.datetime) -> Authority:
     """A certificate for the key `spki` by the bench root in `folder`, which is made when it isn't there."""
     key, root = _bench_root(folder, key_type, now)
     issuing = (
@@ -104,7 +108,7 @@ def bench_authority(
         )
         .sign(key, hashes.SHA256())
     )
-    return Authority((issuing,)), root
+    return Authority((issuing,), root)
 
 
 def _bench_root(folder: Path, key_type: KeyType, now: dt.datetime) -> tuple[RootKey, x509.Certificate]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -17,11 +18,12 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from hal.call import Call
-from hal.errors import ClockUntrusted, KeyMissing, TokenError
+from hal.errors import ClockUntrusted, KeyMissing, StationError, TokenError
 from hal.interfaces import CaToken
 from station.messages import SignRequest
-from station.signer.authority import Authority, der, spki_of
+from station.signer.authority import der
 from station.signer.csr import Request, read_csr
+from station.signer.generations import Generation, Generations
 from station.signer.ledger import Entry, Intent, Ledger
 from station.signer.profiles import Profile, load_profile
 from station.signer.token_key import TokenKey, bytes_to_be_signed, put_together, signature_hash
@@ -30,6 +32,8 @@ RELEASED: Final = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 """No clock that is right shows a time before this program was written: it finds clocks that were reset."""
 CLOCK_TOLERANCE: Final = dt.timedelta(minutes=5)
 """How far a clock may be set back by ordinary time synchronisation."""
+DRAWS: Final = 4
+"""Serial numbers that are tried: a second one is needed once in 2**79 certificates, unless something is broken."""
 
 _log = structlog.get_logger()
 
@@ -45,13 +49,12 @@ class Issuer:
         self,
         ledger: Ledger,
         token: CaToken,
-        ca_key: str,
-        authority: Authority,
+        generations: Generations,
         profiles: Path,
         clock: Callable[[], dt.datetime] = utc_now,
     ) -> None:
-        self._ledger, self._token, self._ca_key = ledger, token, ca_key
-        self._authority, self._profiles, self._clock = authority, profiles, clock
+        self._ledger, self._token, self._generations = ledger, token, generations
+        self._profiles, self._clock = profiles, clock
 
     def issue(self, call: Call, asked: SignRequest) -> list[bytes]:
         """The certificate and its chain without the root, DER, leaf first. The same bytes each time.
@@ -62,50 +65,90 @@ class Issuer:
         digest = hashlib.sha256(request.spki).digest()
         entry = self._ledger.find(asked.unit, digest, asked.registration_id)
         if entry is None or entry.certificate is None:
-            entry = self._sign(call, self._intended(entry, asked, request, digest))
+            entry = self._sign(call, self._intended(call, entry, asked, request, digest))
         leaf, chain = entry.certificate, x509.load_pem_x509_certificates(entry.chain)
         if leaf is None:
             message = "the ledger lost a certificate that it had taken"
             raise TokenError(message)
         return [leaf, *(der(certificate) for certificate in chain)]
 
-    def _intended(self, entry: Entry | None, asked: SignRequest, request: Request, digest: bytes) -> Entry:
-        """The durable intent: the one that is there, if the token's key can still sign it, or a new one."""
-        if entry is not None:
-            (issuer, *_) = x509.load_pem_x509_certificates(entry.chain)
-            if spki_of(issuer) == self._authority.spki:
-                return entry
+    def _intended(
+        self, call: Call, entry: Entry | None, asked: SignRequest, request: Request, digest: bytes
+    ) -> Entry:
+        """The durable intent: the one that is there, if the key that it is for can still sign it, or a new one."""
         now = self._clock()
-        self._check_clock(now)
+        active = self._active(now)
+        if entry is not None and self._signable(call, entry, active, now):
+            return entry
+        self._check_clock(now, active)
         profile = load_profile(self._profiles, asked.profile)
         profile.check_request(request)
-        intent = self._intent(asked, request, digest, profile, now)
         if entry is not None:
-            # Its issuer was replaced before it was signed. Whatever the old key may have signed never left.
-            _log.warning("an unsigned intent of a former CA is made anew", unit=asked.unit)
-            return self._ledger.renew(entry, intent, self._authority.pem)
-        return self._ledger.intend(intent, self._authority.pem)
+            # Whatever the former key may have signed never left.
+            _log.warning("an unsigned intent of a CA that is no more is made anew", unit=asked.unit)
+            intent = self._intent(asked, request, digest, profile, now, active)
+            return self._ledger.renew(entry, intent, active.authority.pem)
+        for _ in range(DRAWS):
+            intent = self._intent(asked, request, digest, profile, now, active)
+            found = self._ledger.intend(intent, active.authority.pem)
+            if found is not None:
+                return found
+        message = f"{DRAWS} serial numbers were all taken: this machine's random numbers repeat themselves"
+        raise StationError(
+            message, hint="Nothing was issued. An engineer looks at the machine: its random source is broken."
+        )
+
+    def _active(self, now: dt.datetime) -> Generation:
+        active = self._generations.active(now)
+        if active is None:
+            message = "no CA certificate is installed"
+            raise KeyMissing(message, hint="An engineer runs `hallmark ca install`.")
+        return active
+
+    def _signable(self, call: Call, entry: Entry, active: Generation, now: dt.datetime) -> bool:
+        """Whether the intent can be signed as it stands. A former CA's is, as long as CA and key are there."""
+        former = self._generations.of(entry.intent.issuer)
+        if former is None or now >= former.authority.not_after:
+            return False
+        if former.label == active.label and former.authority.spki == active.authority.spki:
+            return True
+        if self._has_key(call, former):
+            return True
+        if not self._has_key(call, active):  # then it is another token, and says nothing of the former key
+            message = f"the token has neither the key {former.label!r} nor {active.label!r}"
+            raise KeyMissing(message)
+        return False
+
+    def _has_key(self, call: Call, generation: Generation) -> bool:
+        try:
+            return self._token.public_key(call, generation.label) == generation.authority.spki
+        except KeyMissing:
+            return False
 
     def _intent(
-        self, asked: SignRequest, request: Request, digest: bytes, profile: Profile, now: dt.datetime
+        self,
+        asked: SignRequest,
+        request: Request,
+        digest: bytes,
+        profile: Profile,
+        now: dt.datetime,
+        active: Generation,
     ) -> Intent:
-        serial = (
-            x509.random_serial_number()
-        )  # 159 random bits: positive, 20 octets at most (RFC 5280, 4.1.2.2)
+        serial = serial_number(digest)
         facts = {"registration_id": asked.registration_id, "unit": asked.unit}
-        builder = profile.builder(request, facts, serial, now, self._authority.issuer)
+        builder = profile.builder(request, facts, serial, now, active.authority)
 
         def build(key: TokenKey) -> object:
             return builder.sign(key, signature_hash(key))
 
-        tbs = bytes_to_be_signed(self._authority.spki, build)
+        tbs = bytes_to_be_signed(active.authority.spki, build)
         return Intent(
             unit=asked.unit,
             registration_id=asked.registration_id,
             spki_sha256=digest,
             serial=serial.to_bytes((serial.bit_length() + 7) // 8),
             profile=profile.name,
-            issuer=self._authority.sha256,
+            issuer=active.authority.sha256,
             csr=asked.csr,
             tbs=tbs,
             intended_at=int(now.timestamp()),
@@ -114,7 +157,11 @@ class Issuer:
     def _sign(self, call: Call, entry: Entry) -> Entry:
         if entry.certificate is not None:  # a parallel request was faster
             return entry
-        signature = self._token.sign(call, self._ca_key, entry.intent.tbs)
+        issuing = self._generations.of(entry.intent.issuer)
+        if issuing is None:
+            message = "the ledger has an intent of a CA that it doesn't know"
+            raise KeyMissing(message)
+        signature = self._token.sign(call, issuing.label, entry.intent.tbs)
         certificate = put_together(entry.intent.tbs, signature)
         _verify(certificate, entry)
         kept = self._ledger.keep(entry, certificate, int(self._clock().timestamp()))
@@ -123,8 +170,8 @@ class Issuer:
         )
         return kept
 
-    def _check_clock(self, now: dt.datetime) -> None:
-        start = self._authority.issuer.not_valid_before_utc
+    def _check_clock(self, now: dt.datetime, active: Generation) -> None:
+        start = active.authority.not_before
         newest = self._ledger.newest()
         if now < max(start, RELEASED):
             message = f"the clock shows {now:%Y-%m-%d %H:%M} UTC, which is before {max(start, RELEASED):%Y-%m-%d %H:%M}"
@@ -134,6 +181,15 @@ class Issuer:
         ):
             message = f"the clock shows {now:%Y-%m-%d %H:%M} UTC; the latest certificate is of {latest:%Y-%m-%d %H:%M}"
             raise ClockUntrusted(message)
+
+
+def serial_number(spki_sha256: bytes) -> int:
+    """A serial number of 20 octets at most, positive (RFC 5280, 4.1.2.2): half of it the key's, half of it drawn.
+
+    80 random bits (CA/Browser Forum, Baseline Requirements, 7.1: at least 64) after 79 bits of the key's digest. So
+    two stations, or two starts, whose random sources repeat each other still give different numbers to different keys.
+    """
+    return int.from_bytes(spki_sha256[:10]) >> 1 << 80 | int.from_bytes(os.urandom(10))
 
 
 def _verify(certificate: bytes, entry: Entry) -> None:

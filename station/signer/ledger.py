@@ -48,6 +48,32 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ) STRICT;
     CREATE INDEX pending ON certificates (id) WHERE certificate IS NULL;
     """,
+    """
+    CREATE TABLE ca_keys (                                    -- labels of the CA's keys in the token
+        label TEXT PRIMARY KEY,
+        made_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE generations (                                -- one for each certificate of the issuing CA
+        number INTEGER PRIMARY KEY,
+        label TEXT NOT NULL REFERENCES ca_keys (label),
+        issuer BLOB NOT NULL UNIQUE REFERENCES issuers (sha256),
+        root BLOB NOT NULL,                                   -- PEM
+        installed_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE activations (
+        id INTEGER PRIMARY KEY,
+        generation INTEGER NOT NULL REFERENCES generations (number),
+        active_from INTEGER NOT NULL,                         -- Unix seconds; the latest that has come issues
+        decided_at INTEGER NOT NULL
+    ) STRICT;
+    CREATE TABLE acts (                                       -- what people did to the CA
+        id INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        by TEXT NOT NULL,
+        what TEXT NOT NULL,
+        detail TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 
 
@@ -92,7 +118,7 @@ class Ledger:
 
     def find(self, unit: str, spki_sha256: bytes, registration_id: str) -> Entry | None:
         """The unit's entry for this key. DuplicateKey when unit, key or registration ID stands in another one."""
-        with self._using() as db:
+        with self.using() as db:
             rows = db.execute(
                 f"{_SELECT} WHERE unit = ? OR spki_sha256 = ? OR registration_id = ?",
                 (unit, spki_sha256, registration_id),
@@ -117,24 +143,23 @@ class Ledger:
                 raise DuplicateKey(message)
         return _entry(rows[0]) if rows else None
 
-    def intend(self, intent: Intent, chain: bytes) -> Entry:
-        """Makes the intent durable, or gives the one that a parallel request made durable first."""
-        with self._using() as db, db:
+    def intend(self, intent: Intent, chain: bytes) -> Entry | None:
+        """Makes the intent durable, or gives the one that a parallel request made durable first.
+
+        None when the serial number is another certificate's already.
+        """
+        with self.using() as db, db:
             db.execute("INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO NOTHING", (intent.issuer, chain))
             db.execute(
                 "INSERT INTO certificates (unit, registration_id, spki_sha256, serial, profile, issuer, csr, tbs,"
                 " intended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 _values(intent),
             )
-        found = self.find(intent.unit, intent.spki_sha256, intent.registration_id)
-        if found is None:  # then it was the serial number, of 159 random bits
-            message = "a random serial number came twice"
-            raise StationError(message)
-        return found
+        return self.find(intent.unit, intent.spki_sha256, intent.registration_id)
 
     def renew(self, entry: Entry, intent: Intent, chain: bytes) -> Entry:
         """Puts `intent` in the place of an unsigned one whose issuer is no more. The signed stay as they are."""
-        with self._using() as db, db:
+        with self.using() as db, db:
             db.execute("INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO NOTHING", (intent.issuer, chain))
             db.execute(
                 "UPDATE certificates SET (unit, registration_id, spki_sha256, serial, profile, issuer, csr, tbs,"
@@ -145,7 +170,7 @@ class Ledger:
 
     def keep(self, entry: Entry, certificate: bytes, signed_at: int) -> Entry:
         """Makes the certificate durable; the first one stays, so that all who ask get the same bytes."""
-        with self._using() as db, db:
+        with self.using() as db, db:
             db.execute(
                 "UPDATE certificates SET certificate = ?, signed_at = ?"
                 " WHERE id = ? AND certificate IS NULL AND tbs = ?",
@@ -155,24 +180,25 @@ class Ledger:
 
     def newest(self) -> int | None:
         """Unix seconds of the latest intent: no honest clock shows an earlier time."""
-        with self._using() as db:
+        with self.using() as db:
             found: int | None = db.execute("SELECT max(intended_at) FROM certificates").get
         return found
 
     def counts(self) -> tuple[int, int]:
         """How many were issued, and how many intents wait for their signature."""
-        with self._using() as db:
+        with self.using() as db:
             pending: int = db.execute("SELECT count(*) FROM certificates WHERE certificate IS NULL").get
             # Rows are never deleted, so the last id counts them; count(*) reads the whole table.
             rows: int = db.execute("SELECT coalesce(max(id), 0) FROM certificates").get
         return rows - pending, pending
 
     def _get(self, row: int) -> Entry:
-        with self._using() as db:
+        with self.using() as db:
             return _entry(db.execute(f"{_SELECT} WHERE certificates.id = ?", (row,)).fetchall()[0])
 
     @contextlib.contextmanager
-    def _using(self) -> Iterator[apsw.Connection]:
+    def using(self) -> Iterator[apsw.Connection]:
+        """The connection for the rooms that keep tables of their own in the ledger; StoreUnavailable as here."""
         with self._lock, _disk_errors():
             yield self._db
 

@@ -27,9 +27,10 @@ from hal.registry import load
 from station import notify, wire
 from station.config import Configuration, load_configuration
 from station.paths import Paths
-from station.signer import authority as ca
 from station.signer import durable, ledger
-from station.signer.issuing import Issuer
+from station.signer.administration import Administration
+from station.signer.generations import Generation, Generations
+from station.signer.issuing import Issuer, utc_now
 from station.signer.overrun import Overrun
 from station.signer.pin import PinDescriptor, PinFile, PinGuard
 from station.signer.profiles import load_profiles
@@ -51,6 +52,17 @@ _log = structlog.get_logger()
 class OpenToken:
     token: CaToken
     wrap: SecretWrap
+
+
+@dataclass(frozen=True, slots=True)
+class OpenCa:
+    """Token, ledger and what they say of the CA: what the signer has, and a `hallmark ca` command in its place."""
+
+    token: CaToken
+    wrap: SecretWrap
+    ledger: ledger.Ledger
+    generations: Generations
+    administration: Administration
 
 
 def signer_configuration(paths: Paths) -> Configuration:
@@ -93,41 +105,78 @@ def open_token(
         yield OpenToken(token, wrap)
 
 
+@contextlib.contextmanager
+def open_ca(configuration: Configuration, pin: PinFile | PinDescriptor | None = None) -> Iterator[OpenCa]:
+    """The CA for this process alone. Only under `ledger.sole_user`."""
+    paths, section = configuration.paths, configuration.file.signer
+    folder = paths.signer_state
+    with ledger.opened(folder) as book, open_token(configuration, pin) as opened:
+        generations = Generations(book, bench=configuration.bench)
+        generations.adopt(folder, section.ca_key, utc_now())
+        administration = Administration(
+            configuration.file.station.name, section, folder, book, opened.token, generations, utc_now
+        )
+        administration.refresh_copies()
+        yield OpenCa(opened.token, opened.wrap, book, generations, administration)
+
+
 def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None) -> int:
     """Serves until SIGTERM or SIGINT. 0 when it ended in order."""
     paths, section = configuration.paths, configuration.file.signer
     profiles = configuration.path(section.profiles)
     stop = Cancel()
     with _signals(stop), ledger.sole_user(paths.signer_state), contextlib.ExitStack() as stack:
-        authority = ca.load(paths.signer_state)
-        if authority is not None and authority.bench and not configuration.bench:
-            message = (
-                "the installed CA was made by `hallmark ca init --bench`; this station is in production mode"
-            )
-            raise ConfigError(
-                message, hint="Install a certificate of the production root: `hallmark ca csr`."
-            )
         found = load_profiles(profiles)
-        book = stack.enter_context(ledger.opened(paths.signer_state))
-        opened = stack.enter_context(open_token(configuration, pin))
+        opened = stack.enter_context(open_ca(configuration, pin))
+        generations = opened.generations
+        _check_mode(configuration, generations)
         overrun = Overrun()
         stack.callback(overrun.stop)
         watchdog = notify.Watchdog((ACCEPT_LOOP, SUPERVISOR_LOOP))
-        supervisor = Supervisor(opened.token, section.ca_key, authority, overrun, watchdog)
+
+        def active() -> Generation | None:
+            return generations.active(utc_now())
+
+        supervisor = Supervisor(opened.token, section.ca_key, active, overrun, watchdog)
         stack.callback(supervisor.close)
-        issuer = Issuer(book, opened.token, section.ca_key, authority, profiles) if authority else None
+        issuer = Issuer(opened.ledger, opened.token, generations, profiles)
         label = str(section.settings.get("token", section.driver))
-        service = Service(supervisor, issuer, authority, book, opened.wrap, section.wrap_key, label, overrun)
+        service = Service(
+            supervisor,
+            issuer,
+            generations,
+            opened.administration,
+            opened.ledger,
+            opened.wrap,
+            section.wrap_key,
+            label,
+            overrun,
+        )
         server = stack.enter_context(_server(paths))
         looking = threading.Thread(target=supervisor.run, args=(stop,), name="supervisor", daemon=True)
         looking.start()
         notify.ready("answering")
-        _log.info("signer ready", profiles=sorted(found), issuer=service.subject)
+        _log.info("signer ready", profiles=sorted(found), generations=len(generations.all))
         Listener(service, _groups(), os.geteuid()).serve(server, stop, watchdog)
         notify.stopping()
         looking.join()
     _log.info("signer ended")
     return 0
+
+
+def _check_mode(configuration: Configuration, generations: Generations) -> None:
+    """ConfigError when all that is installed is a CA of the other mode: a bench's in production, or the reverse."""
+    if generations.all or not generations.others:
+        return
+    if configuration.bench:
+        message = "the installed CA is a production CA; this station is in bench mode, where it doesn't issue"
+        hint = 'Set mode = "production", or make a bench CA for a bench: `hallmark ca init --bench`.'
+    else:
+        message = (
+            "the installed CA was made by `hallmark ca init --bench`; this station is in production mode"
+        )
+        hint = "Install a certificate of the production root: `hallmark ca csr`."
+    raise ConfigError(message, hint=hint)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from msgspec import Meta, Struct
 
 from hal.errors import ConfigError, ProfileViolation, quote
 from hal.types import KeyType
+from station.signer.authority import Authority
 from station.signer.csr import Request
 from station.strict import Problems, convert
 from station.toml_source import TomlSource, read
@@ -82,10 +83,15 @@ class Profile:
     name: str
     file: ProfileFile
 
-    def window(self, now: dt.datetime, issuer: x509.Certificate) -> tuple[dt.datetime, dt.datetime]:
-        """NotBefore and notAfter, both within the issuer's. ProfileViolation when too little would be left."""
+    @property
+    def longest_days(self) -> int:
+        """How long a certificate of this profile may be valid, for policies about where its key is kept."""
+        return self.file.validity.days
+
+    def window(self, now: dt.datetime, authority: Authority) -> tuple[dt.datetime, dt.datetime]:
+        """NotBefore and notAfter, within those of all CAs above. ProfileViolation when too little would be left."""
         validity = self.file.validity
-        limit = issuer.not_valid_after_utc
+        limit = authority.not_after
         end = min(now + dt.timedelta(days=validity.days), limit)
         if end < now + dt.timedelta(days=validity.minimum_days):
             left = max((limit - now).days, 0)
@@ -94,7 +100,7 @@ class Profile:
                 f" and the issuing CA has {left} left"
             )
             raise ProfileViolation(message, hint="The issuing CA needs a new certificate: `hallmark ca csr`.")
-        start = max(now - dt.timedelta(minutes=validity.backdate_minutes), issuer.not_valid_before_utc)
+        start = max(now - dt.timedelta(minutes=validity.backdate_minutes), authority.not_before)
         return start.replace(microsecond=0), end.replace(microsecond=0)
 
     def check_request(self, request: Request) -> None:
@@ -110,10 +116,11 @@ class Profile:
         facts: Mapping[str, str],
         serial: int,
         now: dt.datetime,
-        issuer: x509.Certificate,
+        authority: Authority,
     ) -> x509.CertificateBuilder:
         """All fields of the certificate. `facts`: values of PLACEHOLDERS."""
-        start, end = self.window(now, issuer)
+        start, end = self.window(now, authority)
+        issuer = authority.issuer
         usage = self.file.extensions.key_usage
         issuer_ski = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         builder = (

@@ -7,6 +7,7 @@ about certificates or tokens. A peer's frame that `station.wire` can't decode st
 from __future__ import annotations
 
 import contextlib
+import pwd
 import select
 import socket
 import threading
@@ -18,7 +19,6 @@ from hal.call import Cancel
 from hal.errors import (
     DeadlineExceeded,
     HallmarkError,
-    KeyMissing,
     PeerUnavailable,
     ProtocolViolation,
     StationError,
@@ -28,8 +28,10 @@ from hal.interfaces import SecretWrap
 from hal.secret import Secret
 from station import messages
 from station.notify import Watchdog
-from station.signer.authority import Authority
-from station.signer.issuing import Issuer
+from station.signer.administration import Administration
+from station.signer.ceremony import CALL_SECONDS
+from station.signer.generations import Generations
+from station.signer.issuing import Issuer, utc_now
 from station.signer.ledger import Ledger
 from station.signer.overrun import Overrun
 from station.signer.supervisor import Supervisor
@@ -46,23 +48,25 @@ class Service:
     def __init__(
         self,
         supervisor: Supervisor,
-        issuer: Issuer | None,
-        authority: Authority | None,
+        issuer: Issuer,
+        generations: Generations,
+        administration: Administration,
         ledger: Ledger,
         wrap: SecretWrap,
         wrap_key: str,
         label: str,
         overrun: Overrun,
     ) -> None:
-        self._supervisor, self._issuer, self._authority = supervisor, issuer, authority
+        self._supervisor, self._issuer = supervisor, issuer
+        self._generations, self._administration = generations, administration
         self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
         self._overrun = overrun
         self._never = Cancel()  # a request that has begun is finished, also when the signer is to stop
 
-    def answer(self, asked: messages.ToSigner) -> messages.FromSigner:
-        """The reply to one request; whatever goes wrong is a Problem."""
+    def answer(self, asked: messages.ToSigner, by: str | None = None) -> messages.FromSigner:
+        """The reply to one request; whatever goes wrong is a Problem. `by`: who may change the CA, None: nobody."""
         try:
-            return self._answer(asked)
+            return self._answer(asked, by)
         except DeadlineExceeded:
             # Not the unit's fault, as a DeadlineExceeded of the device would be.
             message = "the CA token is too slow, or too much is asked of it"
@@ -76,12 +80,7 @@ class Service:
             message = "the signer failed in an unforeseen way; its log says more"
             return Problem.of(StationError(message))
 
-    @property
-    def subject(self) -> str:
-        """The issuing CA, empty when none is installed."""
-        return self._authority.issuer.subject.rfc4514_string() if self._authority else ""
-
-    def _answer(self, asked: messages.ToSigner) -> messages.FromSigner:
+    def _answer(self, asked: messages.ToSigner, by: str | None) -> messages.FromSigner:
         match asked:
             case messages.SignerStatus():
                 return self._state()
@@ -89,9 +88,6 @@ class Service:
                 self._supervisor.check(self._never)
                 return self._state()
             case messages.SignRequest():
-                if self._issuer is None:
-                    message = "no CA certificate is installed"
-                    raise KeyMissing(message, hint="An engineer runs `hallmark ca install`.")
                 with self._overrun.call("sign", self._never) as call:
                     return messages.Issued(self._issuer.issue(call, asked))
             case messages.WrapSecret():
@@ -102,11 +98,18 @@ class Service:
                 with self._overrun.call("unwrap", self._never) as call:
                     plain = self._wrap.unwrap(call, self._wrap_key, asked.context, asked.wrapped)
                     return messages.Unwrapped(plain.reveal())
+            case messages.MakeCaRequest() | messages.InstallCa() | messages.ActivateCa():
+                if by is None:
+                    message = "only root and the signer's own user may change the CA"
+                    raise StationError(message, hint="Run the command with sudo.")
+                with self._overrun.call("ca", self._never, CALL_SECONDS) as call:
+                    return self._administration.answer(call, asked, by)
 
     def _state(self) -> messages.SignerState:
         seen = self._supervisor.condition
         issued, pending = self._ledger.counts()
-        authority = self._authority
+        active = self._generations.active(utc_now())
+        authority = active.authority if active else None
         problem, hint = seen.problem, seen.hint
         if authority is None and not problem:
             problem, hint = "no CA certificate is installed", "An engineer runs `hallmark ca install`."
@@ -115,11 +118,13 @@ class Service:
             label=self._label,
             problem=problem,
             hint=hint,
-            subject=self.subject,
-            not_after=f"{authority.issuer.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}" if authority else "",
+            subject=authority.issuer.subject.rfc4514_string()[:2000] if authority else "",
+            not_after=f"{authority.not_after:%Y-%m-%dT%H:%M:%SZ}" if authority else "",
             issued=issued,
             pending=pending,
             chain=authority.ders if authority else [],
+            issuers=self._generations.issuers,
+            generations=[self._administration.view(one) for one in self._generations.all],
         )
 
 
@@ -160,7 +165,9 @@ class Listener:
             _log.warning("connection refused", uid=peer.uid, pid=peer.pid, full=full)
             connection.close()
             return
-        thread = threading.Thread(target=self._talk, args=(connection,), name=f"peer-{peer.pid}", daemon=True)
+        thread = threading.Thread(
+            target=self._talk, args=(connection, self._who(peer)), name=f"peer-{peer.pid}", daemon=True
+        )
         with self._lock:
             self._open[thread] = connection
         thread.start()
@@ -168,11 +175,20 @@ class Listener:
     def _may_ask(self, peer: PeerCredentials) -> bool:
         return peer.uid in (0, self._own_uid) or bool(peer.groups & self._groups)
 
-    def _talk(self, connection: socket.socket) -> None:
+    def _who(self, peer: PeerCredentials) -> str | None:
+        """The name that goes on record, of those who may change the CA."""
+        if peer.uid not in (0, self._own_uid):
+            return None
+        try:
+            return pwd.getpwuid(peer.uid).pw_name
+        except KeyError:
+            return f"uid {peer.uid}"
+
+    def _talk(self, connection: socket.socket, by: str | None) -> None:
         link: Link[messages.ToSigner] = Link(connection, messages.ToSigner)
         try:
             while True:
-                link.send(self._service.answer(link.receive()))
+                link.send(self._service.answer(link.receive(), by))
         except PeerUnavailable:
             pass  # closed, by them or by us: between requests nothing is lost
         except ProtocolViolation as error:

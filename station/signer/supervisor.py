@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ from hal.errors import HallmarkError, KeyMissing
 from hal.interfaces import CaToken
 from hal.types import TokenCondition
 from station.notify import Watchdog
-from station.signer.authority import Authority
+from station.signer.generations import Generation
 from station.signer.overrun import Overrun
 
 READY_SECONDS: Final = 20.0
@@ -42,9 +43,14 @@ class Condition:
 
 class Supervisor:
     def __init__(
-        self, token: CaToken, ca_key: str, authority: Authority | None, overrun: Overrun, watchdog: Watchdog
+        self,
+        token: CaToken,
+        ca_key: str,
+        active: Callable[[], Generation | None],
+        overrun: Overrun,
+        watchdog: Watchdog,
     ) -> None:
-        self._token, self._ca_key, self._authority = token, ca_key, authority
+        self._token, self._ca_key, self._active = token, ca_key, active
         self._overrun, self._watchdog = overrun, watchdog
         self._lock = threading.Lock()
         self._lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -93,9 +99,11 @@ class Supervisor:
             cancel.wait(LOST_SECONDS)
 
     def _check_ca_key(self, call: Call) -> None:
-        found = self._token.public_key(call, self._ca_key)
-        if self._authority is not None and found != self._authority.spki:
-            message = f"the key {self._ca_key!r} in the token is not the one of the installed CA certificate"
+        active = self._active()
+        label = active.label if active else self._ca_key
+        found = self._token.public_key(call, label)
+        if active is not None and found != active.authority.spki:
+            message = f"the key {label!r} in the token is not the one of the installed CA certificate"
             raise KeyMissing(message)
 
     def _note(self, error: HallmarkError | None) -> None:

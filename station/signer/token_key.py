@@ -7,10 +7,10 @@ will carry. It checks neither the signature nor that key and issuer fit: `issuin
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final, Generic, NoReturn, Self, TypeVar
 
 from asn1crypto import x509 as asn1_x509
-from cryptography.hazmat.primitives import _serialization, hashes, serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 from cryptography.utils import Buffer
 
@@ -22,58 +22,55 @@ Sign = Callable[[bytes], bytes]
 PLACEHOLDER_INTEGER: Final = 1
 """r and s of the signature that stands in while only the bytes to be signed are wanted."""
 
+P = TypeVar("P", bound=ec.EllipticCurvePublicKey | rsa.RSAPublicKey)
+
 
 def _refuse() -> NoReturn:
     message = "the key is in the token: it signs, and does nothing else"
     raise TypeError(message)
 
 
-class EcTokenKey(ec.EllipticCurvePrivateKey):
-    def __init__(self, public: ec.EllipticCurvePublicKey, sign: Sign) -> None:
+class _InToken(Generic[P]):
+    """What keys in a token have in common, before the library's abstract class in the order of resolution."""
+
+    def __init__(self, public: P, sign: Sign) -> None:
         self._public, self._sign = public, sign
 
-    def sign(self, data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
-        del signature_algorithm  # `signature_hash` chose it, as the token does
-        return self._sign(bytes(data))
-
-    def public_key(self) -> ec.EllipticCurvePublicKey:
+    def public_key(self) -> P:
         return self._public
-
-    @property
-    def curve(self) -> ec.EllipticCurve:
-        return self._public.curve
 
     @property
     def key_size(self) -> int:
         return self._public.key_size
 
+    def private_numbers(self) -> NoReturn:
+        _refuse()
+
+    def private_bytes(self, *_args: object, **_named: object) -> NoReturn:
+        _refuse()
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+
+class EcTokenKey(_InToken[ec.EllipticCurvePublicKey], ec.EllipticCurvePrivateKey):
+    def sign(self, data: Buffer, signature_algorithm: ec.EllipticCurveSignatureAlgorithm) -> bytes:
+        del signature_algorithm  # `signature_hash` chose it, as the token does
+        return self._sign(bytes(data))
+
+    @property
+    def curve(self) -> ec.EllipticCurve:
+        return self._public.curve
+
     def exchange(self, algorithm: ec.ECDH, peer_public_key: ec.EllipticCurvePublicKey) -> bytes:
         del algorithm, peer_public_key
         _refuse()
 
-    def private_numbers(self) -> ec.EllipticCurvePrivateNumbers:
-        _refuse()
 
-    def private_bytes(
-        self,
-        encoding: _serialization.Encoding,
-        format: _serialization.PrivateFormat,  # noqa: A002 - the base class's name
-        encryption_algorithm: _serialization.KeySerializationEncryption,
-    ) -> bytes:
-        del encoding, format, encryption_algorithm
-        _refuse()
-
-    def __copy__(self) -> EcTokenKey:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> EcTokenKey:
-        return self
-
-
-class RsaTokenKey(rsa.RSAPrivateKey):
-    def __init__(self, public: rsa.RSAPublicKey, sign: Sign) -> None:
-        self._public, self._sign = public, sign
-
+class RsaTokenKey(_InToken[rsa.RSAPublicKey], rsa.RSAPrivateKey):
     def sign(
         self,
         data: Buffer,
@@ -83,34 +80,9 @@ class RsaTokenKey(rsa.RSAPrivateKey):
         del padding, algorithm  # the builder's default, PKCS#1 v1.5, and `signature_hash`: as the token does
         return self._sign(bytes(data))
 
-    def public_key(self) -> rsa.RSAPublicKey:
-        return self._public
-
-    @property
-    def key_size(self) -> int:
-        return self._public.key_size
-
     def decrypt(self, ciphertext: bytes, padding: padding.AsymmetricPadding) -> bytes:
         del ciphertext, padding
         _refuse()
-
-    def private_numbers(self) -> rsa.RSAPrivateNumbers:
-        _refuse()
-
-    def private_bytes(
-        self,
-        encoding: _serialization.Encoding,
-        format: _serialization.PrivateFormat,  # noqa: A002 - the base class's name
-        encryption_algorithm: _serialization.KeySerializationEncryption,
-    ) -> bytes:
-        del encoding, format, encryption_algorithm
-        _refuse()
-
-    def __copy__(self) -> RsaTokenKey:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> RsaTokenKey:
-        return self
 
 
 TokenKey = EcTokenKey | RsaTokenKey

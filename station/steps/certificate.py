@@ -220,9 +220,9 @@ def _check_certificate(trip: Trip, chain: list[bytes]) -> None:
     names = [item.value for item in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
     if names != [trip.text("registration_id")]:
         raise CredentialError("the certificate on record names another registration ID")
-    if chain[1:] and trip.about.issuers and chain[1] != trip.about.issuers[0]:
+    if chain[1:] and trip.about.issuers and chain[1] not in trip.about.issuers:
         raise CredentialError(
-            "the certificate on record was issued by another CA than the station's now",
+            "the certificate on record was issued by none of the CAs that this station has had",
             hint="An engineer decides whether this unit keeps its certificate.",
         )
     try:

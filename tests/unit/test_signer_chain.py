@@ -7,49 +7,13 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hal.errors import ConfigError
-from station.signer.authority import chain_from, pem, read_pem, spki_of
-from station.signer.ceremony import CA_USAGE
-
-NOW = dt.datetime(2027, 3, 1, 12, tzinfo=dt.UTC)
-YEAR = dt.timedelta(days=365)
-
-
-class Ca:
-    """A key, and certificates made with it."""
-
-    def __init__(self, common_name: str) -> None:
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
-
-    def signs(self, subject: Ca, **changed: Any) -> x509.Certificate:
-        public = subject.key.public_key()
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject.name)
-            .issuer_name(self.name)
-            .public_key(public)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(changed.get("start", NOW - YEAR))
-            .not_valid_after(changed.get("end", NOW + YEAR))
-        )
-        if "constraints" not in changed or changed["constraints"] is not None:
-            constraints = changed.get("constraints", x509.BasicConstraints(ca=True, path_length=None))
-            builder = builder.add_extension(constraints, critical=True)
-        if changed.get("usage", CA_USAGE) is not None:
-            builder = builder.add_extension(changed.get("usage", CA_USAGE), critical=True)
-        if changed.get("ski", True):
-            builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-        if "purposes" in changed:
-            builder = builder.add_extension(x509.ExtendedKeyUsage(changed["purposes"]), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
+from station.signer.authority import chain_from, pem, read_certificates, spki_of
+from tests.ca_parts import NOW, Ca
 
 ROOT, MIDDLE, ISSUING = Ca("root"), Ca("middle"), Ca("issuing")
 ROOT_CERTIFICATE = ROOT.signs(ROOT)
@@ -64,9 +28,9 @@ def test_a_chain_is_put_in_order_and_ends_below_its_root() -> None:
         ([MIDDLE_CERTIFICATE, ISSUING_CERTIFICATE], ROOT_CERTIFICATE),
         ([MIDDLE_CERTIFICATE, ROOT_CERTIFICATE, ISSUING_CERTIFICATE], ROOT_CERTIFICATE),
     ):
-        authority, found = chain_from(given_ones, root, SPKI, NOW)
+        authority = chain_from(given_ones, root, SPKI, NOW)
         assert authority.chain == (ISSUING_CERTIFICATE, MIDDLE_CERTIFICATE)
-        assert found == ROOT_CERTIFICATE
+        assert authority.root == ROOT_CERTIFICATE
         assert not authority.bench
 
 
@@ -118,7 +82,7 @@ def test_path_lengths_are_kept_to() -> None:
         ROOT.signs(MIDDLE, **limited(1)),
         ROOT.signs(ROOT, **limited(2)),
     ]
-    assert len(chain_from(tight, None, SPKI, NOW)[0].chain) == 2
+    assert len(chain_from(tight, None, SPKI, NOW).chain) == 2
     for chain in (
         [tight[0], ROOT.signs(MIDDLE, **limited(0)), tight[2]],
         [tight[0], tight[1], ROOT.signs(ROOT, **limited(1))],
@@ -141,11 +105,11 @@ def test_certificates_in_a_circle_end_nowhere() -> None:
 
 def test_pem_files_hold_few_certificates_and_nothing_else() -> None:
     with pytest.raises(ConfigError, match="at most 8"):
-        read_pem(pem([ROOT_CERTIFICATE] * 9), "chain.pem")
+        read_certificates(pem([ROOT_CERTIFICATE] * 9), "chain.pem")
 
 
 @given(st.binary(max_size=300))
 def test_garbage_is_no_certificate_file(raw: bytes) -> None:
     for text in (raw, b"-----BEGIN CERTIFICATE-----\n" + raw):
         with pytest.raises(ConfigError):
-            read_pem(text, "chain.pem")
+            read_certificates(text, "chain.pem")

@@ -33,6 +33,7 @@ from station.signer import ledger
 from station.signer.authority import Authority
 from station.signer.ceremony import ISSUING_DAYS, bench_authority
 from station.signer.csr import read_csr
+from station.signer.generations import Generations
 from station.signer.issuing import CLOCK_TOLERANCE, RELEASED, Issuer
 from station.signer.profiles import load_profile, load_profiles
 from tests.fixtures_signer import REPOSITORY, device_csr, sign_request
@@ -80,14 +81,19 @@ class Desk:
         self.profiles = folder / "profiles"
         shutil.copytree(PROFILES, self.profiles)
         self.token = MemoryToken()
+        self.generations = Generations(book, bench=True)
         self.authority = self.new_authority()
 
     def new_authority(self) -> Authority:
+        """A new generation for the key that the token has now, issuing at once."""
         spki = self.token.public_key(Call(), "issuing-ca")
-        return bench_authority(self.folder / "root", spki, KeyType.P256, self.now)[0]
+        made = bench_authority(self.folder / "root", spki, KeyType.P256, self.now)
+        installed = self.generations.install("issuing-ca", made, self.now, "test")
+        self.generations.activate(installed.number, self.now, self.now, "test")
+        return made
 
     def issuer(self) -> Issuer:
-        return Issuer(self.book, self.token, "issuing-ca", self.authority, self.profiles, lambda: self.now)
+        return Issuer(self.book, self.token, self.generations, self.profiles, lambda: self.now)
 
     def issue(self, asked: SignRequest) -> list[bytes]:
         return self.issuer().issue(Call.lasting(10), asked)

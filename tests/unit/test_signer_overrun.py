@@ -102,7 +102,7 @@ def test_a_supervisor_finds_a_token_again_and_feeds_the_watchdog_only_by_its_rou
     token = ScriptedToken(TokenAbsent("gone"), TokenAbsent("gone"))
     with watched(5, 5) as (overrun, _), a_cancel() as cancel:
         watchdog = Watchdog([LOOP], allowed=0.03, send=sent.append)
-        supervisor = Supervisor(token, "ca", None, overrun, watchdog)
+        supervisor = Supervisor(token, "ca", lambda: None, overrun, watchdog)
         assert supervisor.condition.problem == "not looked for yet"
         thread = threading.Thread(target=supervisor.run, args=(cancel,))
         thread.start()
@@ -123,10 +123,13 @@ def test_a_token_with_another_ca_key_than_the_certificates_is_not_ready() -> Non
     class Installed:
         spki = b"another key"
 
+    class Active:
+        label, authority = "ca", Installed()
+
     token = ScriptedToken()
     with watched(5, 5) as (overrun, _), a_cancel() as cancel:
         watchdog = Watchdog([LOOP], send=lambda _: None)
-        supervisor = Supervisor(token, "ca", Installed(), overrun, watchdog)  # type: ignore[arg-type]
+        supervisor = Supervisor(token, "ca", Active, overrun, watchdog)  # type: ignore[arg-type]
         with pytest.raises(KeyMissing, match="not the one of the installed CA certificate"):
             supervisor.check(cancel)
         assert supervisor.condition.condition is TokenCondition.KEY_MISSING
