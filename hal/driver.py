@@ -45,8 +45,9 @@ class Driver:
     """The object that an entry point of group `hallmark.drivers` names.
 
     `settings` is a frozen dataclass: its fields' names, types and defaults are what station.toml and recipes may say.
-    `offers` and `needs` are interfaces of `hal.interfaces`; `hal.types.Sighting` may be needed too: the
-    board's place now.
+    A settings class that names credentials says which by a property `credentials`: they come with the visit.
+    `offers` and `needs` are interfaces of `hal.interfaces`; there without a driver are `hal.types.Sighting`, the
+    board's place now, and `Credentials`, which has those that the recipe's settings name.
     `open` takes the settings and what the driver needs, and gives a context manager over {interface: implementation}.
     Leaving it closes the device. Opening raises errors of `hal.errors`.
     """

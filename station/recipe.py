@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from hal.driver import Driver, in_order
 from hal.errors import ConfigError, HallmarkError, RecipeError
-from hal.interfaces import Channel
+from hal.interfaces import Channel, Credentials
 from hal.registry import Registry
 from hal.types import KeyProtection, Sighting
 from station.action import Action, Step
@@ -62,6 +62,8 @@ class Recipe:
     steps: tuple[PlannedStep, ...]
     protections: Mapping[str, KeyProtection] = field(default_factory=dict)
     """What each role's driver declares of the keys that it keeps, where it keeps any."""
+    credentials: tuple[str, ...] = ()
+    """Names of what drivers' settings want handed to them with each visit."""
 
     def step_plans(self) -> list[StepPlan]:
         return [StepPlan(item.step.use, msgspec.to_builtins(item.options)) for item in self.steps]
@@ -111,6 +113,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
         ),
         steps=tuple(item for _index, item in steps),
         protections=protections,
+        credentials=_credentials(settings.values()),
     )
 
 
@@ -171,7 +174,7 @@ def _drivers(
         if driver.bench_only and not configuration.bench:
             problems.add(source, ("drivers", role), f"driver {driver.name!r} is for bench mode only")
     try:
-        return in_order(named, frozenset({Sighting}))
+        return in_order(named, frozenset({Sighting, Credentials}))
     except RecipeError as error:
         problems.add(source, ("drivers",), error.problem)
         return []
@@ -251,6 +254,10 @@ def _settings(
             )
         found[role] = settings
     return found
+
+
+def _credentials(settings: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted({name for one in settings for name in getattr(one, "credentials", ())}))
 
 
 def _check_protection(

@@ -21,6 +21,7 @@ from hal.interfaces import Discovery
 from hal.registry import shadowing
 from hal.types import DiscoveryFault
 from station.config import Configuration, DiscoverySection, NestSection
+from station.credentials import FileCredentials
 from station.images import ImageStore
 from station.nest.nest import Nest, VisitTerms
 from station.nest.out_of_service import OutOfService
@@ -66,6 +67,7 @@ class Supervisor:
             issuers=self._token.issuers,
             boot_id=boot_id(),
             long_lived_days=configuration.file.policy.long_lived_days,
+            credential=FileCredentials(configuration.paths).secret,
         )
         self._nests: dict[str, Nest | OutOfService] = {
             section.name: self._nest(section, terms) for section in configuration.file.nest

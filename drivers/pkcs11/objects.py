@@ -26,6 +26,7 @@ KINDS: Final = {
     ObjectClass.PRIVATE_KEY: "private key",
     ObjectClass.PUBLIC_KEY: "public key",
     ObjectClass.SECRET_KEY: "secret key",
+    ObjectClass.CERTIFICATE: "certificate",
 }
 
 

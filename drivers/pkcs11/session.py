@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import pkcs11
-from pkcs11 import GCMParams, Mechanism, ObjectClass, PKCS11Error, TokenFlag
+from pkcs11 import GCMParams, Mechanism, ObjectClass, PKCS11Error
 
-from drivers.pkcs11 import keys, objects
+from drivers.pkcs11 import keys, objects, tokens
 from hal.errors import (
     DuplicateKey,
     HallmarkError,
@@ -29,27 +29,13 @@ from hal.errors import (
 )
 from hal.interfaces import TokenPin
 from hal.secret import Secret
-from hal.types import KeyType, PinTries, PinVerdict, TokenCondition, TokenState
+from hal.types import KeyType, PinVerdict, TokenCondition, TokenState
 
 T = TypeVar("T")
 
 NONCE: Final = 12
 """Octets; NIST SP 800-38D, 8.2.2. Random: good for 2^32 secrets under one key."""
 TAG_BITS: Final = 128
-
-TELLS_WRONG_PINS: Final = frozenset({"SoftHSM v2"})
-"""Token models known to set CKF_USER_PIN_COUNT_LOW at a wrong PIN and to clear it at a right one. The standard lets a
-token keep those flags at zero, so for any other model a clear flag is no evidence."""
-
-
-REFUSALS: Final = (
-    pkcs11.PinIncorrect,
-    pkcs11.PinLocked,
-    pkcs11.PinInvalid,
-    pkcs11.PinLenRange,
-    pkcs11.PinExpired,
-)
-"""What C_Login says when this PIN won't do. After any other error nobody knows whether the token has counted it."""
 
 
 @dataclass(slots=True)
@@ -150,7 +136,7 @@ class TokenSession:
             return self._done(work(self._connect()))
         except PKCS11Error as error:
             self._drop()
-            gone = TokenAbsent(f"the token {quote(self._label)} does not answer: {_name(error)}")
+            gone = TokenAbsent(f"the token {quote(self._label)} does not answer: {tokens.name_of(error)}")
             self._note(TokenCondition.ABSENT, gone)
             # Not `from error`: its frames hold the library's objects, which have to be freed in this thread.
             raise gone from None
@@ -190,11 +176,7 @@ class TokenSession:
             self._library = pkcs11.lib(self._module)
         elif not self._library.initialized:
             self._library.initialize()
-        found = [
-            token
-            for token in (slot.get_token() for slot in self._library.get_slots(token_present=True))
-            if token.label == self._label and TokenFlag.TOKEN_INITIALIZED in token.flags
-        ]
+        found = tokens.labelled(self._library, self._label)
         if len(found) != 1:
             self._drop()  # SoftHSM and others list tokens once, at C_Initialize
             how_many = "no token is" if not found else f"{len(found)} tokens are"
@@ -206,15 +188,15 @@ class TokenSession:
         # A public session first: what fails here has nothing to do with the PIN, and the token hasn't seen it.
         token.open(rw=True)
         try:
-            pin = self._pin.begin(self._serial, _tries(token))
+            pin = self._pin.begin(self._serial, tokens.tries(token))
         except HallmarkError as error:
             self._note(TokenCondition.PIN_BLOCKED, error)
             raise
         try:
             session = token.open(rw=True, user_pin=pin.reveal().decode("utf-8"))
-        except REFUSALS as error:
+        except tokens.REFUSALS as error:
             self._pin.end(PinVerdict.REJECTED)
-            refused = PinRejected(f"the token {quote(self._label)} refuses the PIN: {_name(error)}")
+            refused = PinRejected(f"the token {quote(self._label)} refuses the PIN: {tokens.name_of(error)}")
             self._note(TokenCondition.PIN_WRONG, refused)
             raise refused from None  # as in _do; and frames hold the PIN
         self._pin.end(PinVerdict.ACCEPTED)
@@ -233,7 +215,7 @@ class TokenSession:
                     self._label,
                     self._model,
                     self._serial,
-                    f"finalising: {_name(error)}",
+                    f"finalising: {tokens.name_of(error)}",
                 )
 
     # --- keys, looked up once for each connection
@@ -277,19 +259,3 @@ class TokenSession:
                 what = f"{objects.KINDS[kind]} labelled {quote(label)}"
                 message = f"the token {quote(self._label)} has a {what} already"
                 raise DuplicateKey(message, hint="Use it, or choose another label in station.toml.")
-
-
-def _tries(token: Any) -> PinTries:
-    for flag, meaning in (
-        (TokenFlag.USER_PIN_LOCKED, PinTries.LOCKED),
-        (TokenFlag.USER_PIN_FINAL_TRY, PinTries.FINAL),
-        (TokenFlag.USER_PIN_COUNT_LOW, PinTries.LOW),
-    ):
-        if flag in token.flags:
-            return meaning
-    return PinTries.CLEAN if token.model in TELLS_WRONG_PINS else PinTries.UNTOLD
-
-
-def _name(error: PKCS11Error) -> str:
-    """The library's class, which is the CKR_ code in other letters, and its text where it has any."""
-    return f"{type(error).__name__} {quote(str(error), 160)}" if str(error) else type(error).__name__

@@ -22,6 +22,7 @@ from station.images import ImageStore
 from station.recipe import Recipe, load_recipe
 from station.signer.profiles import load_profiles
 from station.signer_client import SignerClient
+from station.toml_source import Key
 from station.trust_store import load_file, load_folder
 
 HELP = "check configuration, recipes, trust, images, credentials and token, without touching a board"
@@ -177,13 +178,16 @@ def _dates(what: str, certificates: list[x509.Certificate]) -> Iterator[Finding]
 
 
 def _credentials(configuration: Configuration) -> Iterator[Finding]:
-    """Each credential that a sink names is there, and closed to others."""
+    """Each credential that a sink or a recipe's driver names is there, and closed to others."""
+    named: list[tuple[Key, str]] = []
     for index, sink in enumerate(configuration.file.sink):
-        name = sink.settings.get("key")
-        if not isinstance(name, str):
-            continue
+        if isinstance(name := sink.settings.get("key"), str):
+            named.append((("sink", index, "settings", "key"), name))
+    for index, nest in enumerate(configuration.file.nest):
+        recipe = load_recipe(configuration, nest.recipe)
+        named += [(("nest", index, "recipe"), name) for name in recipe.credentials]
+    for key, name in named:
         path = configuration.paths.credential(name)
-        key = ("sink", index, "settings", "key")
         try:
             mode = path.stat().st_mode
         except PermissionError:

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from hal.errors import Aborted, HallmarkError, Outcome, StationError
+from hal.secret import Secret
 from hal.types import Sighting
 from station import messages
 from station.nest.presence import Presence
@@ -45,6 +46,8 @@ class VisitTerms:
     """Asked for each visit: the CA's chain may be renewed meanwhile."""
     boot_id: str
     long_lived_days: int = 825
+    credential: Callable[[str], Secret] | None = None
+    """A credential by its name, read anew for each visit; only those go to a worker that its recipe names."""
 
 
 class Nest:
@@ -215,6 +218,13 @@ class Nest:
             self._close(name, refused)
             return False
         try:
+            message = self._message(name, sighting)
+        except (
+            HallmarkError
+        ) as error:  # a credential that the recipe names can't be read: no other worker can help
+            self._close(name, error)
+            return False
+        try:
             worker = self._warm()
         except HallmarkError as error:
             self._close(name, error)
@@ -222,9 +232,7 @@ class Nest:
         self._worker, self._busy = None, True
         try:
             visit = Visit(name, self.name, self._presence, self.screen)
-            ending = visit.run(
-                worker, self._message(name, sighting), self._services, recipe, self._wants_to_stop, self._beat
-            )
+            ending = visit.run(worker, message, self._services, recipe, self._wants_to_stop, self._beat)
         finally:
             self._busy = False
         if ending.verdict is not None:
@@ -255,7 +263,14 @@ class Nest:
             trust=list(self._terms.trust),
             issuers=list(self._terms.issuers()),
             long_lived_days=self._terms.long_lived_days,
+            credentials=self._credentials(),
         )
+
+    def _credentials(self) -> dict[str, bytes]:
+        names, read = self.recipe.credentials, self._terms.credential
+        if names and read is None:
+            raise StationError(f"this station has no credentials, and the recipe names {', '.join(names)}")
+        return {name: read(name).reveal() for name in names} if read else {}
 
     def _close(self, visit: str, error: HallmarkError) -> None:
         """The verdict of a visit that its worker could not report itself."""

@@ -17,7 +17,7 @@ from hal.interfaces import Credentials, EnrollmentSink
 from hal.registry import load
 from station import notify
 from station.config import Configuration
-from station.uploader.credentials import FileCredentials
+from station.credentials import FileCredentials
 from station.uploader.lane import Lane
 
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)

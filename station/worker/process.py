@@ -10,13 +10,16 @@ import resource
 import signal
 import socket
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from hal.call import Call, Cancel
 from hal.driver import Bindings, Driver, opened
-from hal.errors import HallmarkError, StationError
+from hal.errors import ConfigError, HallmarkError, StationError, quote
+from hal.interfaces import Credentials
 from hal.registry import Registry, load
+from hal.secret import Secret
 from hal.types import Sighting
 from station import logs, messages
 from station.action import Circumstances, Trip
@@ -113,6 +116,18 @@ def _where(error: BaseException) -> str:
     return f"{type(error).__name__} at {places}"
 
 
+class GivenCredentials:
+    """`hal.interfaces.Credentials`: those that came with the visit, which are those that its recipe names."""
+
+    def __init__(self, given: Mapping[str, bytes]) -> None:
+        self._given = {name: Secret(value) for name, value in given.items()}
+
+    def secret(self, name: str) -> Secret:
+        if name not in self._given:
+            raise ConfigError(f"credential {quote(name)} did not come with the visit")
+        return self._given[name]
+
+
 class BoardPlace:
     """The board's drivers, opened in the order of their needs, and opened anew when the board comes back."""
 
@@ -120,6 +135,7 @@ class BoardPlace:
         self._desk, self._visit, self._registry = desk, visit, registry
         self._open: contextlib.ExitStack = contextlib.ExitStack()
         self._sighting = sighting(visit.sighting)
+        self._credentials = GivenCredentials(visit.credentials)
 
     def __enter__(self) -> BoardPlace:
         return self
@@ -130,7 +146,8 @@ class BoardPlace:
     def enter(self, trip: Trip) -> None:
         self._close()
         stack = contextlib.ExitStack()
-        trip.board = stack.enter_context(opened(self._plan(), {Sighting: self._sighting}))
+        known: dict[type, object] = {Sighting: self._sighting, Credentials: self._credentials}
+        trip.board = stack.enter_context(opened(self._plan(), known))
         self._open = stack
 
     def absent(self, within: float) -> None:

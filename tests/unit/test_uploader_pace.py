@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hal.call import Call, Cancel
 from hal.errors import ConfigError, HallmarkError, Throttled, Unauthorized, Unreachable
 from hal.types import Enrollment, Receipt, UploadResult
+from station.credentials import FileCredentials
 from station.enrollment import to_json
 from station.messages import Item, Outcome, SinkHealth
 from station.notify import Watchdog
 from station.paths import Paths
-from station.uploader.credentials import FileCredentials
 from station.uploader.lane import Lane
 from station.uploader.outbox import Outbox
 from station.uploader.pace import CEILING, JITTER_SHARE, UNREACHABLE_CEILING, Pace
