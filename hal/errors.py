@@ -51,7 +51,8 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── Rejected             this item will never be taken as it is
     │   └── Conflict             something else is enrolled under that ID
     └── ConfigError              file, line, key, and what was expected
-        └── RecipeError
+        ├── RecipeError
+        └── ConfigurationUntrusted   not what the release key signed
 """
 
 from __future__ import annotations
@@ -377,6 +378,10 @@ class ConfigError(HallmarkError):
 
 class RecipeError(ConfigError):
     default_hint = "Correct the recipe and run `hallmark recipe check`."
+
+
+class ConfigurationUntrusted(ConfigError):
+    default_hint = "Install the whole signed set again; `hallmark config verify` says whether it holds."
 
 
 def by_code() -> dict[str, type[HallmarkError]]:

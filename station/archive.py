@@ -28,6 +28,8 @@ class ArchiveRecord(Struct, frozen=True):
     chain: list[bytes]
     escrows: list[SealedEscrow]
     facts: dict[str, Facts]
+    configuration: str = ""
+    """SHA-256 of the signed configuration set of the last visit, hex; empty on a bench."""
 
 
 def archive_record(station: str, store: Store, unit: str) -> bytes:
@@ -47,6 +49,7 @@ def archive_record(station: str, store: Store, unit: str) -> bytes:
                 for item in record.escrows
             ],
             facts=record.facts,
+            configuration=(record.visits[-1].configuration or b"").hex() if record.visits else "",
         ),
         order="sorted",
     )

@@ -28,6 +28,7 @@ COMMANDS: Final = (
     "audit",
     "ca",
     "check",
+    "config",
     "recipe",
     "drivers",
 )

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from hal.driver import Driver
 from hal.errors import ConfigError
 from hal.registry import Registry, load
+from station.configuration_set import LIVE, LOCAL_FILE, STATION_FILE, ConfigurationSet, read_set, unpack
 from station.paths import Paths
 from station.strict import Problems, convert
 from station.toml_source import Key, TomlSource, read
@@ -91,6 +92,22 @@ class PolicySection(Struct, frozen=True):
     long_lived_days: Size = 825
 
 
+class LocalStationSection(Struct, frozen=True):
+    """What a machine may say of itself."""
+
+    name: Word | None = None
+    minimum_free_mib: Size | None = None
+
+
+class LocalFile(Struct, frozen=True):
+    """The whole of local.toml: what differs from station to station, and can't make one less safe."""
+
+    station: LocalStationSection = LocalStationSection()
+    discovery: list[DiscoverySection] = []
+    nest: list[NestSection] = []
+    status: StatusSection = StatusSection()
+
+
 class StationFile(Struct, frozen=True):
     """The whole of station.toml."""
 
@@ -114,6 +131,10 @@ class Configuration:
     file: StationFile
     source: TomlSource
     registry: Registry
+    released: ConfigurationSet | None = None
+    """The signed set that all of this comes from; None on a bench."""
+    unpacked: Path | None = None
+    """Where this process has the set's files."""
 
     @property
     def bench(self) -> bool:
@@ -121,11 +142,24 @@ class Configuration:
 
     @property
     def folder(self) -> Path:
-        """Relative paths of station.toml start here."""
-        return self.paths.configuration.parent
+        """Relative paths of station.toml start here. In production these are the octets that were signed."""
+        return self.unpacked or self.paths.configuration.parent
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the signed set, hex: on each unit's record. Empty on a bench."""
+        return self.released.digest.hex() if self.released else ""
 
     def path(self, relative: str) -> Path:
-        return self.folder / relative
+        """Of a file or folder that station.toml names. Images and credentials are no part of a signed set."""
+        live = Path(relative).parts[:1] and Path(relative).parts[0] in LIVE
+        return (self.paths.configuration.parent if live else self.folder) / relative
+
+    def shown(self, path: Path) -> str:
+        """How to name one of these files to a person: where they know it."""
+        if self.unpacked is not None and path.is_relative_to(self.unpacked):
+            path = self.paths.configuration.parent / path.relative_to(self.unpacked)
+        return str(path)
 
     def settings(self, driver: Driver, given: dict[str, Any], key: Key) -> Any:
         """`given` as the driver's settings dataclass; ConfigError at `key` of station.toml."""
@@ -145,12 +179,25 @@ class Configuration:
         return None
 
 
-def load_configuration(paths: Paths, *, drivers: bool = True) -> Configuration:
-    """station.toml below `paths`, checked. With `drivers` false no driver is imported, and their settings go
-    unchecked.
+def load_configuration(paths: Paths, *, drivers: bool = True, signed: bool = True) -> Configuration:
+    """station.toml below `paths`, checked, and in production only as part of a signed set: else ConfigurationUntrusted.
+
+    With `drivers` false no driver is imported, and their settings go unchecked. With `signed` false a set isn't asked
+    for: for commands that only show what stands in the files, never for a process that acts by them.
     """
     source = read(paths.configuration)
+    released, unpacked = None, None
+    if signed and _production(source):
+        released = read_set(paths.configuration.parent, paths.release_key)
+        unpacked = unpack(released)
+        source = read(unpacked / STATION_FILE, name=str(paths.configuration))
     problems = Problems()
+    local_file = paths.configuration.with_name(LOCAL_FILE)
+    if local_file.exists():
+        local = read(local_file)
+        convert(local, LocalFile, problems)
+        problems.raise_first()
+        source = source.overlaid(local)
     file = convert(source, StationFile, problems)
     problems.raise_first()
     if file is None:
@@ -158,11 +205,17 @@ def load_configuration(paths: Paths, *, drivers: bool = True) -> Configuration:
     _check_names(source, file, problems)
     problems.raise_first()
     registry = load(file.station.drivers) if drivers else Registry()
-    configuration = Configuration(paths, file, source, registry)
+    configuration = Configuration(paths, file, source, registry, released, unpacked)
     if drivers:
         _check_drivers(configuration, problems)
         problems.raise_first()
     return configuration
+
+
+def _production(source: TomlSource) -> bool:
+    """Whether this station.toml asks for production; anything but a plain "bench" does."""
+    station = source.data.get("station")
+    return not (isinstance(station, dict) and station.get("mode") == "bench")
 
 
 def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> None:

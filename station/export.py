@@ -87,6 +87,9 @@ def _summary(record: UnitRecord) -> dict[str, object]:
             for item in record.decisions
         ],
         "work_order": record.work_order,
+        "configuration": record.visits[-1].configuration.hex()
+        if record.visits and record.visits[-1].configuration
+        else None,
         "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
         "ek_name": ek_name,
         "key": key_of(record),

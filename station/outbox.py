@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation, quote
+from hal.errors import ConfigurationUntrusted, HallmarkError, PeerUnavailable, ProtocolViolation, quote
 from station.messages import Batch, Lease, Ok, Report, SinkHealth, UploaderSays
 from station.store import Store
 from station.wire import Closed, Link, PeerCredentials, Problem, listen
@@ -47,7 +47,10 @@ class OutboxServer:
         listener: Path | socket.socket,
         on_health: Callable[[SinkHealth], None],
         users: Iterable[str] = (UPLOADER,),
+        configuration: bytes = b"",
     ) -> None:
+        """`configuration`: digest of our signed set; an uploader with another one gets nothing."""
+        self._configuration = configuration
         self._store, self._on_health = store, on_health
         self._path = listener if isinstance(listener, Path) else None
         self._listener = listen(listener, SOCKET_MODE) if isinstance(listener, Path) else listener
@@ -163,6 +166,13 @@ class OutboxServer:
     def _lease(self, owner: str, link: Link[UploaderSays], asked: Lease) -> Batch:
         if asked.most < 1 or not 0 <= asked.wait <= LONGEST_WAIT:
             raise ProtocolViolation(f"a lease of {asked.most} items within {asked.wait} seconds")
+        if asked.configuration != self._configuration:
+            error = ConfigurationUntrusted(
+                "uploader and station run with different configuration sets",
+                hint="Restart both: systemctl restart hallmark-station hallmark-uploader.",
+            )
+            self._on_health(SinkHealth(asked.sink, reachable=False, detail=f"{error}. {error.hint}"))
+            raise error
         until = time.monotonic() + asked.wait
         while True:
             seen = self._store.changes()

@@ -18,6 +18,7 @@ from station.nest.nest import Nest
 from station.nest.out_of_service import OutOfService
 from station.status.view import (
     ClockView,
+    ConfigurationView,
     DiskView,
     NestView,
     OutboxView,
@@ -80,6 +81,7 @@ class Overview:
                 WorkOrderView(order.id, order.sku, order.quantity, order.passed)
                 for order in self._store.work_orders()
             ],
+            configuration=_released(self._configuration),
             outcomes=dict(sum((nest.outcomes for nest in self._nests.values()), Counter[str]())),
             problems=[*self._problems(), *trouble],
         )
@@ -146,6 +148,13 @@ class Overview:
 
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         self._store.decide(number, choice, reason, by)
+
+
+def _released(configuration: Configuration) -> ConfigurationView | None:
+    found = configuration.released
+    if found is None:
+        return None
+    return ConfigurationView(found.serial, found.created.timestamp(), found.digest.hex())
 
 
 def _sink(name: str, found: tuple[messages.SinkHealth, float] | None, now: float) -> SinkView:

@@ -23,6 +23,11 @@ class Paths:
         return self.root / "etc/hallmark/station.toml"
 
     @property
+    def release_key(self) -> Path:
+        """Public key (PEM) that signs the configuration in production: put there once, by hand, owned by root."""
+        return self.root / "etc/hallmark/release-key.pem"
+
+    @property
     def runtime(self) -> Path:
         return self.root / "run/hallmark"
 

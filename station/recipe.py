@@ -84,7 +84,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     problems.
     """
     path = configuration.folder / "recipes" / name
-    source = read(path, RecipeError)
+    source = read(path, RecipeError, configuration.shown(path))
     problems = Problems(RecipeError)
     file = convert(source, RecipeFile, problems)
     problems.raise_first()

@@ -53,6 +53,8 @@ class Supervisor:
         self._configuration, self._store, self._watchdog = configuration, store, watchdog
         self._outbox = outbox
         self._log = structlog.get_logger()
+        if configuration.released is not None:
+            store.accept_release(configuration.released.serial, configuration.released.digest)
         self._stop = threading.Event()
         self._cancel = Cancel()
         self._problems = {text: text for text in shadowing()}
@@ -84,7 +86,12 @@ class Supervisor:
             "station-started", fields={"version": version(), "visits_left_open": len(left_open)}
         )
         with ExitStack() as stack:
-            outbox = OutboxServer(self._store, self._outbox, self.overview.sink_health)
+            outbox = OutboxServer(
+                self._store,
+                self._outbox,
+                self.overview.sink_health,
+                configuration=bytes.fromhex(self._configuration.digest),
+            )
             outbox.start()
             stack.callback(outbox.stop)
             self._token.start()
@@ -177,4 +184,5 @@ def _services(configuration: Configuration, store: Store, signer: SignerClient) 
             for certificate in load_file(configuration.path(path))
         ),
         sinks=tuple(sink.name for sink in file.sink),
+        configuration=bytes.fromhex(configuration.digest),
     )

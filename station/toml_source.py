@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -38,6 +38,21 @@ class TomlSource:
     file: str
     data: dict[str, Any]
     lines: dict[Key, int]
+    over: dict[Key, TomlSource] = field(default_factory=dict)
+    """What another file put over this one: each key below one of these is that file's."""
+
+    def overlaid(self, other: TomlSource) -> TomlSource:
+        """This file with `other` over it: a table key by key, anything else, arrays too, as a whole."""
+        data, over = dict(self.data), dict(self.over)
+        for name, value in other.data.items():
+            mine = data.get(name)
+            if isinstance(value, dict) and isinstance(mine, dict):
+                data[name] = mine | value
+                over |= {(name, inner): other for inner in value}
+            else:
+                data[name] = value
+                over[(name,)] = other
+        return TomlSource(self.file, data, self.lines, over)
 
     def line(self, key: Key) -> int | None:
         """The line of `key`, or of the nearest table around it that has one."""
@@ -48,7 +63,10 @@ class TomlSource:
         return None
 
     def error(self, key: Key, message: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
-        """An error of `kind` that names this file, the key's line and the key."""
+        """An error of `kind` that names the file that `key` stands in, the key's line and the key."""
+        for begin, other in self.over.items():
+            if key[: len(begin)] == begin:
+                return other.error(key, message, kind)
         return kind(message, file=self.file, line=self.line(key), key=dotted(key) or None)
 
 

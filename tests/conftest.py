@@ -18,4 +18,5 @@ pytest_plugins = [
     "tests.fixtures_tpm",
     "tests.fixtures_dps",
     "tests.fixtures_crash",
+    "tests.fixtures_config",
 ]

@@ -311,7 +311,8 @@ def production() -> None:
     control("b", "unplug")
     path = ETC / "station.toml"
     path.write_text(path.read_text().replace('mode = "bench"', 'mode = "production"'))
-    run("hallmark check\nsystemctl restart hallmark-signer hallmark-station")
+    run("hallmark config sign /etc/hallmark --key ~/release.key\nhallmark check")
+    run("systemctl restart hallmark-signer hallmark-station hallmark-uploader")
     wait_for("the station in production", 40, snapshot)
     wait_for("the verdict", 40, lambda: nest("A").get("outcome") or None)
     report["production"] = nest("A")

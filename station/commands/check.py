@@ -15,10 +15,12 @@ from typing import Final
 
 from cryptography import x509
 
-from hal.errors import ConfigError, HallmarkError, PeerUnavailable
+from hal.errors import ConfigError, ConfigurationUntrusted, HallmarkError, PeerUnavailable
 from hal.types import TokenCondition
+from station.commands.config import no_roll_back
 from station.config import Configuration, load_configuration
 from station.images import ImageStore
+from station.paths import Paths
 from station.recipe import Recipe, load_recipe
 from station.signer.profiles import load_profiles
 from station.signer_client import SignerClient
@@ -50,10 +52,7 @@ class Finding:
 
 def run(args: argparse.Namespace) -> int:
     """0 when all is fine (warnings included), 1 when something is not, 2 when a file is wrong."""
-    configuration = load_configuration(args.paths)
-    findings = [
-        Finding("station.toml", f"{configuration.source.file}: {configuration.file.station.mode} mode")
-    ]
+    configuration, findings = _configuration(args.paths)
     looks: list[Callable[[Configuration], Iterator[Finding]]] = [
         _recipes,
         _profiles,
@@ -85,6 +84,23 @@ def run(args: argparse.Namespace) -> int:
     if any(isinstance(error, ConfigError) for error in errors):
         return 2
     return 1 if errors else 0
+
+
+def _configuration(paths: Paths) -> tuple[Configuration, list[Finding]]:
+    """As a process would load it; what no release key signed is a finding, and the rest is looked at all the same."""
+    try:
+        configuration = load_configuration(paths)
+        released = configuration.released
+        findings = []
+        if released is not None:
+            history = no_roll_back(paths, released)
+            detail = f"set {released.serial}, {len(released.files)} files, {released.digest.hex()}"
+            findings.append(Finding("configuration", f"{detail}; roll-back {history}"))
+    except ConfigurationUntrusted as error:
+        configuration = load_configuration(paths, signed=False)
+        findings = [Finding("configuration", str(error), error)]
+    detail = f"{configuration.source.file}: {configuration.file.station.mode} mode"
+    return configuration, [Finding("station.toml", detail), *findings]
 
 
 def _collected(

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     broken: dict[str, str] = {}
     loaded: dict[str, Driver] = {}
     if args.paths.configuration.exists():
-        registry = load_configuration(args.paths).registry
+        registry = load_configuration(args.paths, signed=False).registry
         loaded, broken = registry.drivers, registry.broken
         names = [*loaded, *broken]
     rows = [

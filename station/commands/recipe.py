@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.what == "sign-images":
         return _sign(args.folder, args.images, args.key)
-    configuration = load_configuration(args.paths)
+    configuration = load_configuration(args.paths, signed=False)
     names = args.recipes or sorted({nest.recipe for nest in configuration.file.nest})
     if not names:
         print("No nest names a recipe; name one on the command line.", file=sys.stderr)

@@ -43,6 +43,8 @@ class SignRequest(Struct, frozen=True, tag="sign-request"):
     registration_id: Name
     profile: Name
     csr: Blob
+    configuration: Blob = b""
+    """SHA-256 of the signed set that the station runs with; empty on a bench. The signer's own has to be the same."""
 
 
 class WrapSecret(Struct, frozen=True, tag="wrap-secret"):

@@ -17,6 +17,8 @@ class Lease(Struct, frozen=True, tag="lease"):
     sink: Name
     most: int
     wait: float
+    configuration: Blob = b""
+    """SHA-256 of the signed set that the uploader runs with; empty on a bench. The station's has to be the same."""
 
 
 class Item(Struct, frozen=True):

@@ -212,6 +212,7 @@ class Nest:
             recipe.recipe_pass,
             bytes.fromhex(recipe.digest),
             self._terms.boot_id,
+            self._services.configuration or None,
         )
         self.screen.begun(name)
         if refused is not None:

@@ -44,6 +44,8 @@ class Services:
     images: ImageStore
     officers: tuple[x509.Certificate, ...]
     sinks: tuple[str, ...]
+    configuration: bytes = b""
+    """Digest of the signed set that all of these come from; empty on a bench."""
 
 
 class Watcher(Protocol):
@@ -236,7 +238,13 @@ class VisitService:
         request = read_csr(message.csr, unit.registration_id)
         self._services.store.claim_key(self._visit, hashlib.sha256(request.spki).digest())
         chain = self._services.signer.issue(
-            messages.SignRequest(unit.unit, unit.registration_id, message.profile, message.csr)
+            messages.SignRequest(
+                unit.unit,
+                unit.registration_id,
+                message.profile,
+                message.csr,
+                configuration=self._services.configuration,
+            )
         )
         self._services.store.record_certificate(self._visit, message.profile, chain)
         return messages.Issued(chain)

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from hal.call import Call
-from hal.errors import ClockUntrusted, KeyMissing, StationError, TokenError
+from hal.errors import ClockUntrusted, ConfigurationUntrusted, KeyMissing, StationError, TokenError
 from hal.interfaces import CaToken
 from station.messages import SignRequest
 from station.signer.authority import der
@@ -52,7 +52,10 @@ class Issuer:
         generations: Generations,
         profiles: Path,
         clock: Callable[[], dt.datetime] = utc_now,
+        configuration: bytes = b"",
     ) -> None:
+        """`configuration`: digest of the signed set that `profiles` come from; empty on a bench."""
+        self._configuration = configuration
         self._ledger, self._token, self._generations = ledger, token, generations
         self._profiles, self._clock = profiles, clock
 
@@ -61,6 +64,11 @@ class Issuer:
 
         Raises CsrRejected, DuplicateKey, ProfileViolation, ClockUntrusted, TokenError and its kin, StoreUnavailable.
         """
+        if asked.configuration != self._configuration:
+            raise ConfigurationUntrusted(
+                "station and signer run with different configuration sets",
+                hint="Restart both: systemctl restart hallmark-signer hallmark-station.",
+            )
         request = read_csr(asked.csr, asked.registration_id)
         digest = hashlib.sha256(request.spki).digest()
         entry = self._ledger.find(asked.unit, digest, asked.registration_id)
@@ -90,7 +98,7 @@ class Issuer:
             return self._ledger.renew(entry, intent, active.authority.pem)
         for _ in range(DRAWS):
             intent = self._intent(asked, request, digest, profile, now, active)
-            found = self._ledger.intend(intent, active.authority.pem)
+            found = self._ledger.intend(intent, active.authority.pem, self._configuration or None)
             if found is not None:
                 return found
         message = f"{DRAWS} serial numbers were all taken: this machine's random numbers repeat themselves"

@@ -18,6 +18,7 @@ from typing import Any, Final
 import apsw
 
 from hal.errors import DuplicateKey, StationError, StoreUnavailable, quote
+from station.configuration_set import Release, refuse_older
 from station.signer import durable
 
 FILE: Final = "ledger.db"
@@ -72,6 +73,16 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         by TEXT NOT NULL,
         what TEXT NOT NULL,
         detail TEXT NOT NULL
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE releases (
+        serial INTEGER PRIMARY KEY NOT NULL,
+        digest BLOB NOT NULL CHECK (length(digest) = 32)      -- SHA-256 of set.json
+    ) STRICT;
+    CREATE TABLE origins (                                    -- what each certificate was asked for with
+        id INTEGER PRIMARY KEY NOT NULL REFERENCES certificates (id),
+        configuration BLOB CHECK (configuration IS NULL OR length(configuration) = 32)  -- SHA-256 of set.json
     ) STRICT;
     """,
 )
@@ -143,10 +154,18 @@ class Ledger:
                 raise DuplicateKey(message)
         return _entry(rows[0]) if rows else None
 
-    def intend(self, intent: Intent, chain: bytes) -> Entry | None:
+    def accept_release(self, serial: int, digest: bytes) -> None:
+        """Remembers the signed configuration set; ConfigurationUntrusted when a newer one was here before."""
+        with self.using() as db, db:
+            row = db.execute("SELECT serial, digest FROM releases ORDER BY serial DESC LIMIT 1").fetchone()
+            refuse_older(Release(*row) if row else None, serial, digest)
+            db.execute("INSERT INTO releases VALUES (?, ?) ON CONFLICT DO NOTHING", (serial, digest))
+
+    def intend(self, intent: Intent, chain: bytes, configuration: bytes | None = None) -> Entry | None:
         """Makes the intent durable, or gives the one that a parallel request made durable first.
 
-        None when the serial number is another certificate's already.
+        None when the serial number is another certificate's already. `configuration`: SHA-256 of the signed set that it
+        was asked for with; None on a bench.
         """
         with self.using() as db, db:
             db.execute("INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO NOTHING", (intent.issuer, chain))
@@ -154,6 +173,11 @@ class Ledger:
                 "INSERT INTO certificates (unit, registration_id, spki_sha256, serial, profile, issuer, csr, tbs,"
                 " intended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 _values(intent),
+            )
+            db.execute(
+                "INSERT INTO origins (id, configuration) SELECT id, ? FROM certificates WHERE unit = ?"
+                " ON CONFLICT DO NOTHING",
+                (configuration, intent.unit),
             )
         return self.find(intent.unit, intent.spki_sha256, intent.registration_id)
 

@@ -130,6 +130,8 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
         opened = stack.enter_context(open_ca(configuration, pin))
         generations = opened.generations
         _check_mode(configuration, generations)
+        if configuration.released is not None:
+            opened.ledger.accept_release(configuration.released.serial, configuration.released.digest)
         overrun = Overrun()
         stack.callback(overrun.stop)
         watchdog = notify.Watchdog((ACCEPT_LOOP, SUPERVISOR_LOOP))
@@ -139,7 +141,8 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
 
         supervisor = Supervisor(opened.token, section.ca_key, active, overrun, watchdog)
         stack.callback(supervisor.close)
-        issuer = Issuer(opened.ledger, opened.token, generations, profiles)
+        digest = bytes.fromhex(configuration.digest)
+        issuer = Issuer(opened.ledger, opened.token, generations, profiles, configuration=digest)
         label = str(section.settings.get("token", section.driver))
         service = Service(
             supervisor,

@@ -144,6 +144,14 @@ class WorkOrderView(Struct, frozen=True):
     made: int = 0
 
 
+class ConfigurationView(Struct, frozen=True):
+    """The signed set that the station runs with. `sha256` of set.json, hex."""
+
+    serial: int
+    created_at: float
+    sha256: str
+
+
 class StationView(Struct, frozen=True):
     name: str
     mode: str
@@ -158,6 +166,8 @@ class StationView(Struct, frozen=True):
     work_orders: list[WorkOrderView] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
     """Visits that ended since the start, by outcome."""
+    configuration: ConfigurationView | None = None
+    """None on a bench, where the configuration isn't signed."""
     problems: list[str] = field(default_factory=list)
     """What an engineer should know and no nest shows: a driver left out, discovery that can't look ..."""
 

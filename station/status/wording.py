@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from typing import Final
 
 from station.redaction import clean_text
-from station.status.view import NestState, NestView, OutboxView, SinkView, Snapshot, StationState, StationView
+from station.status.view import (
+    ConfigurationView,
+    NestState,
+    NestView,
+    OutboxView,
+    SinkView,
+    Snapshot,
+    StationState,
+    StationView,
+)
 
 STATES: Final = {
     NestState.WAITING: "ready for a board",
@@ -162,6 +171,12 @@ def disk(station: StationView) -> str:
     return f"{octets(station.disk.free)} free of {octets(station.disk.total)}{low}"
 
 
+def configuration(view: ConfigurationView) -> str:
+    return (
+        f"set {view.serial} of {time.strftime('%Y-%m-%d', time.gmtime(view.created_at))}, {view.sha256[:16]}"
+    )
+
+
 def orders(station: StationView) -> str:
     return ", ".join(
         f"{shown(order.id, 40)} {shown(order.sku, 40)} {order.made}/{order.quantity}"
@@ -198,6 +213,8 @@ def summary(snapshot: Snapshot) -> Iterator[str]:
         yield f"Sink    {sink(view)}"
     yield f"Token   {token(station)}"
     yield f"Disk    {disk(station)}"
+    if station.configuration is not None:
+        yield f"Config  {configuration(station.configuration)}"
     if station.work_orders:
         yield f"Orders  {orders(station)}"
     for problem in attention(snapshot):

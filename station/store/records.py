@@ -67,6 +67,8 @@ class VisitRecord(Struct, frozen=True):
     code: str | None
     message: str | None
     hint: str | None
+    configuration: bytes | None = None
+    """SHA-256 of the signed configuration set that it was made with."""
 
 
 class CertificateRecord(Struct, frozen=True):
@@ -244,7 +246,8 @@ def _visits(db: apsw.Connection, name: str) -> list[VisitRecord]:
     rows = list(
         db.execute(
             "SELECT visit, nest, place, recipe_pass, recipe_digest, opened / 1000.0, closed / 1000.0, outcome, step,"
-            " action, code, message, hint FROM visits WHERE unit = ? ORDER BY opened DESC, rowid DESC LIMIT ?",
+            " action, code, message, hint, configuration FROM visits WHERE unit = ?"
+            " ORDER BY opened DESC, rowid DESC LIMIT ?",
             (name, PART_LIMIT),
         )
     )

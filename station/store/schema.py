@@ -313,7 +313,17 @@ CREATE TRIGGER audit_trail_keep_origin BEFORE UPDATE ON audit_trail
     BEGIN SELECT raise(ABORT, 'the audit trail has its origin'); END;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE)
+RELEASES: Final = """
+CREATE TABLE releases (
+    serial  INTEGER PRIMARY KEY NOT NULL,
+    digest  BLOB NOT NULL CHECK (length(digest) = 32),        -- SHA-256 of set.json
+    taken   INTEGER NOT NULL
+) STRICT;
+-- The signed configuration set that the visit was made with; NULL on a bench.
+ALTER TABLE visits ADD COLUMN configuration BLOB CHECK (configuration IS NULL OR length(configuration) = 32);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -17,6 +17,7 @@ import apsw
 
 from hal.errors import IdentityConflict, Outcome, ProtocolViolation, StationError, StoreUnavailable
 from station import messages
+from station.configuration_set import Release
 from station.status.view import EventView
 from station.store import (
     audit,
@@ -31,6 +32,7 @@ from station.store import (
     outbox,
     passing,
     records,
+    releases,
     visits,
 )
 from station.store.ballast import SIZE
@@ -98,12 +100,24 @@ class Store:
     # --- visits and units --------------------------------------------------------------------------------------
 
     def open_visit(
-        self, nest: str, place: str, sku: str, recipe_pass: str, recipe_digest: bytes, boot_id: str
+        self,
+        nest: str,
+        place: str,
+        sku: str,
+        recipe_pass: str,
+        recipe_digest: bytes,
+        boot_id: str,
+        configuration: bytes | None = None,
     ) -> str:
-        """Opens a visit and gives its name. Refused while the disk is too full to be sure of ending it well."""
+        """Opens a visit and gives its name. Refused while the disk is too full to be sure of ending it well.
+
+        `configuration`: SHA-256 of the signed set, None on a bench.
+        """
         if not self._writable.ballast.ensure():
             raise StoreUnavailable("the disk is nearly full: no new visit begins", hint=FULL_HINT)
-        return self._write(visits.open_visit, nest, place, sku, recipe_pass, recipe_digest, boot_id)
+        return self._write(
+            visits.open_visit, nest, place, sku, recipe_pass, recipe_digest, boot_id, configuration
+        )
 
     def join(
         self, visit: str, kind: str, value: str, registration_id: str, claims: Sequence[tuple[str, str]]
@@ -265,6 +279,16 @@ class Store:
     def work_orders(self) -> list[WorkOrder]:
         """Those that the configuration names now."""
         return self._readers.read(orders.active)
+
+    # --- the signed configuration ------------------------------------------------------------------------------
+
+    def accept_release(self, serial: int, digest: bytes) -> None:
+        """Remembers the set that the station runs with; ConfigurationUntrusted when a newer one was here before."""
+        self._write(releases.accept, serial, digest)
+
+    def newest_release(self) -> Release | None:
+        """The newest set that was ever taken."""
+        return self._readers.read(releases.newest)
 
     # --- outbox ------------------------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ def open_visit(
     recipe_pass: str,
     recipe_digest: bytes,
     boot_id: str,
+    configuration: bytes | None = None,
 ) -> str:
     """Opens a visit and names it by nest, boot and number. One that is still open in this nest is ABORTED."""
     for (left_open,) in list(
@@ -63,17 +64,25 @@ def open_visit(
     visit = f"{nest}.{boot}.{number}"
     order = orders.reserve(db, sku)
     db.execute(
-        "INSERT INTO visits (visit, nest, boot, number, place, sku, recipe_pass, recipe_digest, work_order, opened)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (visit, nest, boot, number, place, sku, recipe_pass, recipe_digest, order, now),
+        "INSERT INTO visits (visit, nest, boot, number, place, sku, recipe_pass, recipe_digest, work_order, opened,"
+        " configuration) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (visit, nest, boot, number, place, sku, recipe_pass, recipe_digest, order, now, configuration),
     )
+    fields: dict[str, audit.Value] = {
+        "place": place,
+        "sku": sku,
+        "pass": recipe_pass,
+        "recipe": recipe_digest.hex(),
+    }
+    if configuration is not None:
+        fields["configuration"] = configuration.hex()
     audit.append(
         db,
         now,
         "visit-opened",
         visit=visit,
         nest=nest,
-        fields={"place": place, "sku": sku, "pass": recipe_pass, "recipe": recipe_digest.hex()},
+        fields=fields,
     )
     return visit
 

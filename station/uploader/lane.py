@@ -36,9 +36,17 @@ SKEW_STEP: Final = 5.0
 
 class Lane:
     def __init__(
-        self, name: str, sink: EnrollmentSink, socket: Path, watchdog: Watchdog, cancel: Cancel
+        self,
+        name: str,
+        sink: EnrollmentSink,
+        socket: Path,
+        watchdog: Watchdog,
+        cancel: Cancel,
+        configuration: bytes = b"",
     ) -> None:
+        """`configuration`: digest of the signed set that says where the sink is; empty on a bench."""
         self._name, self._sink, self._socket, self._watchdog = name, sink, socket, watchdog
+        self._configuration = configuration
         self._call = Call(cancel=cancel, progress=lambda _done, _total: watchdog.beat(name))
         self._upload_pace, self._station_pace = Pace(), Pace()
         self._health: SinkHealth | None = None
@@ -56,7 +64,7 @@ class Lane:
         self._watchdog.unregister(self._name)
 
     def _connected(self) -> None:
-        with Outbox(self._socket) as outbox:
+        with Outbox(self._socket, self._configuration) as outbox:
             if self._health is not None:  # a station that was restarted doesn't know it
                 outbox.health(self._call, self._health)
             while True:

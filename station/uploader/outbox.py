@@ -34,8 +34,9 @@ FRAME_SECONDS: Final = 10.0
 class Outbox:
     """One connection. Not for several threads."""
 
-    def __init__(self, path: Path) -> None:
-        """PeerUnavailable when the station isn't there."""
+    def __init__(self, path: Path, configuration: bytes = b"") -> None:
+        """PeerUnavailable when the station isn't there. `configuration`: digest of our signed set."""
+        self._configuration = configuration
         self._link: Link[OutboxSays] = connect(path, OutboxSays)
         self._link.settimeout(FRAME_SECONDS)
 
@@ -52,7 +53,7 @@ class Outbox:
 
     def lease(self, call: Call, sink: str, most: int, wait: float) -> list[Item]:
         """At most `most` items, after up to `wait` seconds without any: none."""
-        answer = self._ask(call.within(wait + ANSWER_SECONDS), Lease(sink, most, wait))
+        answer = self._ask(call.within(wait + ANSWER_SECONDS), Lease(sink, most, wait, self._configuration))
         if not isinstance(answer, Batch):
             raise ProtocolViolation(f"the station answered a lease with {type(answer).__name__}")
         return answer.items

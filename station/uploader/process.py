@@ -39,7 +39,8 @@ def run(configuration: Configuration) -> int:
         threads = []
         for name, sink in stack.enter_context(_sinks(configuration)).items():
             watchdog.register(name)
-            lane = Lane(name, sink, configuration.paths.outbox_socket, watchdog, cancel)
+            socket, digest = configuration.paths.outbox_socket, bytes.fromhex(configuration.digest)
+            lane = Lane(name, sink, socket, watchdog, cancel, digest)
             threads.append(threading.Thread(target=lane.run, name=f"sink-{name}", daemon=True))
         for thread in threads:
             thread.start()

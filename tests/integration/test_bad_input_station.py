@@ -19,6 +19,7 @@ import pytest
 
 from drivers.emulated.bench.process import wait_for
 from station.paths import Paths
+from tests.fixtures_config import Releaser
 from tests.fixtures_line import Bench, bench_line
 
 SLOW = ("--baud", "230400")
@@ -270,6 +271,7 @@ def test_in_production_a_software_tpm_is_refused_and_boards_without_tpm_pass(ben
     endpoint = bench.line.cloud.endpoint
     bench.edit('mode = "bench"', 'mode = "production"')
     bench.edit(f'endpoint = "{endpoint}"', 'endpoint = "https://example.azure-devices-provisioning.net"')
+    Releaser(bench.layout.root).release()
     bench.begin("run")
     assert bench.verdict(good, after="")["outcome"] == "PASS"
     seen = bench.visit(bench.board("C", "SN-SOFTWARE"))

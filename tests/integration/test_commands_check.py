@@ -198,6 +198,7 @@ def test_help_names_every_command_and_each_has_its_own() -> None:
         "audit",
         "ca",
         "check",
+        "config",
         "recipe",
         "drivers",
     ):

@@ -32,6 +32,7 @@ from hal.types import TokenCondition
 from station import messages
 from station.signer.pin import MARK
 from station.wire import connect
+from tests.fixtures_config import Releaser
 from tests.fixtures_signer import (
     PIN,
     REPOSITORY,
@@ -368,6 +369,7 @@ def test_a_pin_that_others_may_read_is_not_used(short_root: Path) -> None:
 def test_production_takes_no_bench_ca(short_root: Path) -> None:
     with bench_ca(short_root, start=False) as ca:
         ca.paths.configuration.write_text(station_toml(softhsm_module(), "production"))
+        Releaser(short_root).release()
         done = ca.hallmark("signer")
         assert (done.returncode, "--bench" in done.stderr) == (2, True)
         assert ca.hallmark("ca", "init", "--bench").returncode == 2
@@ -377,6 +379,7 @@ def test_an_empty_token_is_made_a_ca_with_a_certificate_from_any_root(short_root
     """The ceremony as production does it: keys, request, an outside root with openssl, install, issue."""
     ca = configure(short_root, make_token(short_root))
     ca.paths.configuration.write_text(station_toml(softhsm_module(), "production"))
+    Releaser(short_root).release()
     try:
         ca.start(ready=False)
         assert ca.client.state().condition == TokenCondition.KEY_MISSING

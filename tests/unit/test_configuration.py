@@ -34,7 +34,7 @@ def load(tmp_path: Path, text: str, *, drivers: bool = True) -> Configuration:
     paths = Paths(tmp_path)
     paths.configuration.parent.mkdir(parents=True, exist_ok=True)
     paths.configuration.write_text(text)
-    return load_configuration(paths, drivers=drivers)
+    return load_configuration(paths, drivers=drivers, signed=False)
 
 
 def refusal(tmp_path: Path, text: str, *, drivers: bool = False) -> list[tuple[int | None, str | None, str]]:

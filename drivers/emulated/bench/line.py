@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from drivers.emulated.bench import layout as files
 from drivers.emulated.bench import status
@@ -108,11 +108,11 @@ class Line:
         files.make(line)
         self.cloud = Cloud(line, *cloud_options)
         files.write_station(line, self.cloud.endpoint)
-        files.make_ca(line)
+        self._make_ca()
         self.boards: list[Board] = []
         self.daemons: dict[str, KeptProcess] = {}
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,6 +132,10 @@ class Line:
     def start_daemons(self) -> None:
         """Signer, station and uploader, until the station answers."""
         files.trust_ek_ca(self.layout)
+        self.start_as_configured()
+
+    def start_as_configured(self) -> None:
+        """The same with the configuration as it is: a signed one bears no late change."""
         for word in DAEMONS:
             self.daemons[word] = KeptProcess(
                 word,
@@ -140,6 +144,9 @@ class Line:
                 self.layout.environment,
             )
         wait_for("the station to answer", START_SECONDS, self.snapshot)
+
+    def _make_ca(self) -> None:
+        files.make_ca(self.layout)
 
     def put_in(self, nest: NestPlan, serial: str, *options: str) -> Board:
         """A new board into a nest; the one that was there has to be out."""

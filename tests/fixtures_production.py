@@ -1,0 +1,99 @@
+"""A line in production mode: a signed configuration, a CA under a root that openssl made, boards without a TPM.
+
+The software TPMs of the other lines are refused here, so these boards prove themselves by a key that they keep.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from drivers.emulated.bench.layout import Layout, NestPlan
+from drivers.emulated.bench.line import Line
+from drivers.emulated.bench.process import run
+from tests.fixtures_config import Releaser
+from tests.fixtures_line import KEYED, Bench
+
+CA_EXTENSIONS: Final = (
+    "basicConstraints=critical,CA:true,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n"
+    "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+)
+SKU: Final = "gw-100"
+
+
+class ProductionLine(Line):
+    """Laid out as docs/set-up.md does it. Leaving it ends every process."""
+
+    def __init__(
+        self, layout: Layout, nests: tuple[NestPlan, ...], prepare: Callable[[Layout], None]
+    ) -> None:
+        super().__init__(layout)
+        self.releaser = Releaser(layout.root)
+        self.root_certificate = layout.root / "office/root.pem"
+        text = (layout.etc / "station.toml").read_text()
+        for nest in nests:
+            text = text.replace(
+                f'place = "{nest.port}"\nrecipe = "gw-200.toml"',
+                f'place = "{nest.port}"\nrecipe = "{SKU}.toml"',
+            )
+        (layout.etc / "station.toml").write_text(text.replace('mode = "bench"', 'mode = "production"'))
+        (layout.etc / f"recipes/{SKU}.toml").write_text(KEYED)
+        prepare(layout)
+        self.releaser.release()
+
+    def _make_ca(self) -> None:
+        """Not the bench's: see `install_ca`, which needs the signed configuration."""
+
+    def install_ca(self) -> None:
+        """Keys in the token, a request, a certificate from a root that openssl keeps, installed."""
+        office = self.root_certificate.parent
+        hallmark = self.layout.hallmark
+        run(hallmark("ca", "init"), self.layout.environment)
+        run(hallmark("ca", "csr", "--out", str(office / "ca.csr")), self.layout.environment)
+        openssl_root(office)
+        (office / "ca.ext").write_text(CA_EXTENSIONS)
+        _openssl(
+            *("x509", "-req", "-in", str(office / "ca.csr"), "-CA", str(self.root_certificate)),
+            *("-CAkey", str(office / "root.key"), "-days", "5475"),
+            *("-extfile", str(office / "ca.ext"), "-out", str(office / "ca.pem")),
+        )
+        run(
+            hallmark("ca", "install", str(office / "ca.pem"), "--root", str(self.root_certificate)),
+            self.layout.environment,
+        )
+
+
+def openssl_root(folder: Path) -> None:
+    """root.key and root.pem, as a factory's root might be."""
+    _openssl(
+        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-384", "-noenc", "-days", "7300"),
+        *("-subj", "/O=Example Devices/CN=Factory root", "-addext", "keyUsage=critical,keyCertSign,cRLSign"),
+        *("-keyout", str(folder / "root.key"), "-out", str(folder / "root.pem")),
+    )
+
+
+def production_line(
+    nests: tuple[str, ...], prepare: Callable[[Layout], None] = lambda _layout: None
+) -> Iterator[Bench]:
+    """A running production line; `prepare` may change the configuration before it is signed."""
+    root = Path(tempfile.mkdtemp(prefix="hm-"))  # short: sockets lie below it
+    try:
+        (root / "dev").mkdir()
+        shipped = tuple(NestPlan(name, root / f"dev/{name}", "gw-200.toml") for name in nests)
+        plans = tuple(NestPlan(name, root / f"dev/{name}", f"{SKU}.toml") for name in nests)
+        with ProductionLine(Layout(root, shipped, image_size=16 * 1024), plans, prepare) as line:
+            bench = Bench(line)
+            bench._plans = {plan.name: plan for plan in plans}
+            line.install_ca()
+            line.start_as_configured()
+            yield bench
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _openssl(*words: str) -> None:
+    subprocess.run(["openssl", *words], check=True, capture_output=True, timeout=30, stdin=subprocess.DEVNULL)
