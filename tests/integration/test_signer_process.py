@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hal.errors import (
+    ConfigurationUntrusted,
     DuplicateKey,
     HallmarkError,
     KeyMissing,
@@ -400,7 +403,11 @@ def test_an_empty_token_is_made_a_ca_with_a_certificate_from_any_root(short_root
         assert (own.returncode, "key in the token" in own.stderr) == (2, True)
         assert ca.hallmark("ca", "install", str(chain), "--root", str(root)).returncode == 0
         ca.start()
-        issued = [x509.load_der_x509_certificate(der) for der in ca.client.issue(sign_request("7"))]
+        with pytest.raises(ConfigurationUntrusted, match="different configuration sets"):
+            ca.client.issue(sign_request("7"))
+        digest = hashlib.sha256((ca.paths.configuration.parent / "set.json").read_bytes()).digest()
+        asked = msgspec.structs.replace(sign_request("7"), configuration=digest)
+        issued = [x509.load_der_x509_certificate(der) for der in ca.client.issue(asked)]
         issued[0].verify_directly_issued_by(issued[1])
         issued[1].verify_directly_issued_by(x509.load_pem_x509_certificate(root.read_bytes()))
         assert issued[1].subject.rfc4514_string() == "CN=test-line issuing CA,O=Acme"

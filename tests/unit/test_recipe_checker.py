@@ -119,7 +119,7 @@ def test_more_steps_than_a_recipe_can_have_are_refused(tmp_path: Path) -> None:
 def test_what_is_no_toml_or_not_there_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path, HEAD + "[[step]\n")[0][0] == 3
     load(tmp_path, HEAD + IDENTITY)
-    configuration = load_configuration(Paths(tmp_path))
+    configuration = load_configuration(Paths(tmp_path), signed=False)
     with pytest.raises(RecipeError, match=r"missing\.toml"):
         load_recipe(configuration, "missing.toml")
 
