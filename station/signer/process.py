@@ -110,7 +110,11 @@ def open_ca(configuration: Configuration, pin: PinFile | PinDescriptor | None = 
     """The CA for this process alone. Only under `ledger.sole_user`."""
     paths, section = configuration.paths, configuration.file.signer
     folder = paths.signer_state
-    with ledger.opened(folder) as book, open_token(configuration, pin) as opened:
+    with contextlib.ExitStack() as stack:
+        book = stack.enter_context(ledger.opened(folder))
+        if configuration.released is not None:  # before a module that an older set may name is loaded
+            book.accept_release(configuration.released.serial, configuration.released.digest)
+        opened = stack.enter_context(open_token(configuration, pin))
         generations = Generations(book, bench=configuration.bench)
         generations.adopt(folder, section.ca_key, utc_now())
         administration = Administration(
@@ -130,8 +134,6 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
         opened = stack.enter_context(open_ca(configuration, pin))
         generations = opened.generations
         _check_mode(configuration, generations)
-        if configuration.released is not None:
-            opened.ledger.accept_release(configuration.released.serial, configuration.released.digest)
         overrun = Overrun()
         stack.callback(overrun.stop)
         watchdog = notify.Watchdog((ACCEPT_LOOP, SUPERVISOR_LOOP))

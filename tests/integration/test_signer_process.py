@@ -383,11 +383,13 @@ def test_an_empty_token_is_made_a_ca_with_a_certificate_from_any_root(short_root
     ca = configure(short_root, make_token(short_root))
     ca.paths.configuration.write_text(station_toml(softhsm_module(), "production"))
     Releaser(short_root).release()
+    digest = hashlib.sha256((ca.paths.configuration.parent / "set.json").read_bytes()).digest()
+    asked = msgspec.structs.replace(sign_request("7"), configuration=digest)
     try:
         ca.start(ready=False)
         assert ca.client.state().condition == TokenCondition.KEY_MISSING
         with pytest.raises(KeyMissing, match="no CA certificate"):
-            ca.client.issue(sign_request("7"))
+            ca.client.issue(asked)
         ca.stop()
         done = ca.hallmark("ca", "init", "--key-type", "p384")
         assert done.returncode == 0, done.stderr
@@ -405,8 +407,6 @@ def test_an_empty_token_is_made_a_ca_with_a_certificate_from_any_root(short_root
         ca.start()
         with pytest.raises(ConfigurationUntrusted, match="different configuration sets"):
             ca.client.issue(sign_request("7"))
-        digest = hashlib.sha256((ca.paths.configuration.parent / "set.json").read_bytes()).digest()
-        asked = msgspec.structs.replace(sign_request("7"), configuration=digest)
         issued = [x509.load_der_x509_certificate(der) for der in ca.client.issue(asked)]
         issued[0].verify_directly_issued_by(issued[1])
         issued[1].verify_directly_issued_by(x509.load_pem_x509_certificate(root.read_bytes()))
