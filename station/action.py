@@ -18,11 +18,20 @@ from hal.call import Call
 from hal.driver import Bindings
 from hal.errors import RecipeError, VerifyMismatch
 from hal.secret import Secret
-from hal.types import Enrollment, FirmwareImage, ResidencyProof
+from hal.types import Enrollment, FirmwareImage, KeyPurpose, ResidencyProof, SealedKey, TransportKey
 from station.messages import Fact, Facts, Unit
 
 T = TypeVar("T")
 DEFAULT_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredKey:
+    """Ciphertext, but for `spki`. `upload`: sealed to the uploader, empty when nothing has to be uploaded."""
+
+    sealed: SealedKey
+    upload: bytes = b""
+    spki: bytes = b""
 
 
 class Desk(Protocol):
@@ -35,6 +44,18 @@ class Desk(Protocol):
     def recover(self, ek_name: bytes) -> dict[str, Secret]: ...
 
     def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]: ...
+
+    def challenge(self) -> bytes:
+        """A fresh nonce of the station, 32 octets, good for one `deliver_key` or one `prove_key`."""
+
+    def deliver_key(self, purpose: KeyPurpose, transport: TransportKey, identity: bytes) -> DeliveredKey:
+        """The joined unit's key, sealed to its board; the same one each time.
+
+        `identity`: SPKI (DER) of the board's own key, which signed `transport` and the last challenge; empty without.
+        """
+
+    def prove_key(self, mac: bytes) -> None:
+        """PossessionUnproven unless `mac` is over the last challenge, by the unit's symmetric key."""
 
     def image(self, name: str) -> FirmwareImage: ...
 

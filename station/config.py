@@ -59,6 +59,12 @@ class SignerSection(Struct, frozen=True):
     profiles: str = "profiles"
 
 
+class DeviceKeysSection(Struct, frozen=True):
+    """`upload_key`: the uploader's public key, PEM, to which symmetric keys on their way to the cloud are sealed."""
+
+    upload_key: str = ""
+
+
 class EscrowSection(Struct, frozen=True):
     officers: list[str] = []
 
@@ -116,6 +122,7 @@ class StationFile(Struct, frozen=True):
     nest: list[NestSection] = []
     signer: SignerSection = SignerSection()
     escrow: EscrowSection = EscrowSection()
+    device_keys: DeviceKeysSection = DeviceKeysSection()
     trust: TrustSection = TrustSection()
     sink: list[SinkSection] = []
     work_order: list[WorkOrderSection] = []
@@ -243,6 +250,7 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
         (("trust", "firmware"), file.trust.firmware),
         (("trust", "images"), file.trust.images),
         (("signer", "profiles"), file.signer.profiles),
+        (("device_keys", "upload_key"), file.device_keys.upload_key),
         *((("escrow", "officers", index), officer) for index, officer in enumerate(file.escrow.officers)),
     ]
     for key, text in relative:

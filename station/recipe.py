@@ -72,8 +72,12 @@ class Recipe:
         return [item.options.image for item in self.steps if item.step.use == "flash"]
 
     def issues(self) -> bool:
-        """Whether a certificate is issued here, so that the token has to be ready."""
-        return any(item.step.use == "certificate" for item in self.steps)
+        """Whether a certificate or a key is made here, so that the token has to be ready."""
+        return any(item.step.use in ("certificate", "symmetric-key") for item in self.steps)
+
+    def symmetric_key(self) -> Any:
+        """The options of its symmetric-key step, None without one."""
+        return next((item.options for item in self.steps if item.step.use == "symmetric-key"), None)
 
     def profiles(self) -> list[str]:
         return [item.options.profile for item in self.steps if item.step.use == "certificate"]

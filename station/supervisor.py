@@ -23,6 +23,7 @@ from hal.types import DiscoveryFault
 from station.config import Configuration, DiscoverySection, NestSection
 from station.credentials import FileCredentials
 from station.images import ImageStore
+from station.nest.keys import forget_delivered
 from station.nest.nest import Nest, VisitTerms
 from station.nest.out_of_service import OutOfService
 from station.nest.service import Services
@@ -60,7 +61,7 @@ class Supervisor:
         self._problems = {text: text for text in shadowing()}
         self._places = Places(self._nest_at)
         signer = SignerClient(configuration.paths.signer_socket)
-        self._token = TokenWatch(signer)
+        self._token = TokenWatch(signer, lambda: forget_delivered(store, signer))
         self._services = _services(configuration, store, signer)
         terms = VisitTerms(
             bench=configuration.bench,

@@ -13,9 +13,16 @@ from hal.driver import Bindings
 from hal.errors import DeviceGone, HallmarkError
 from hal.interfaces import DeviceIdentity
 from hal.secret import Secret
-from hal.types import BoardIdentity, Enrollment, FirmwareImage, ResidencyProof
+from hal.types import (
+    BoardIdentity,
+    Enrollment,
+    FirmwareImage,
+    KeyPurpose,
+    ResidencyProof,
+    TransportKey,
+)
 from station import runner
-from station.action import Action, Circumstances, NoOptions, Step, Trip
+from station.action import Action, Circumstances, DeliveredKey, NoOptions, Step, Trip
 from station.messages import Facts, Unit
 from station.recipe import PlannedStep
 from station.runner import Runner
@@ -71,6 +78,15 @@ class Stage:
     def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]:
         self.say(f"issue {profile}")
         return self.chain
+
+    def challenge(self) -> bytes:
+        raise AssertionError("no step of this test delivers a key")
+
+    def deliver_key(self, purpose: KeyPurpose, transport: TransportKey, identity: bytes) -> DeliveredKey:
+        raise AssertionError(purpose)
+
+    def prove_key(self, mac: bytes) -> None:
+        raise AssertionError(mac)
 
     def image(self, name: str) -> FirmwareImage:
         raise AssertionError(name)

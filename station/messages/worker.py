@@ -200,6 +200,45 @@ class Issue(Struct, frozen=True, tag="issue"):
     """The residency transcript, by field of `hal.types.ResidencyProof`; empty where the place has none."""
 
 
+class Challenge(Struct, frozen=True, tag="challenge"):
+    """A fresh nonce of the station, good for one `DeliverKey` or one `ProveKey`. Reply `Challenged`."""
+
+
+class Challenged(Struct, frozen=True, tag="challenged"):
+    """32 octets."""
+
+    nonce: Blob
+
+
+class DeliverKey(Struct, frozen=True, tag="deliver-key"):
+    """The joined unit's key, sealed to its board's transport key. Reply `Delivered`, the same key each time.
+
+    Where the unit is known by its board's own key, `identity` is that key's SubjectPublicKeyInfo (DER), and `signature`
+    is by it over the last challenge and `transport`: nobody between station and board can put another key in its place.
+    """
+
+    purpose: Name
+    transport: Blob
+    identity: Blob
+    signature: Blob
+
+
+class Delivered(Struct, frozen=True, tag="delivered"):
+    """Ciphertext only; see `KeyForBoard` of the signer. Sealed for `registration_id`, the unit's."""
+
+    registration_id: Name
+    encapsulated: Blob
+    ciphertext: Blob
+    upload: Blob
+    spki: Blob
+
+
+class ProveKey(Struct, frozen=True, tag="prove-key"):
+    """The board's proof over the last challenge that it has the unit's symmetric key; checked by the signer. `Ok`."""
+
+    mac: Blob
+
+
 class Finish(Struct, frozen=True, tag="finish"):
     """The last step. One transaction: step done, counted, enrollment and archive record queued, resume copy gone.
 
@@ -233,7 +272,10 @@ WorkerSays = (
     | Protect
     | Recover
     | Issue
+    | Challenge
+    | DeliverKey
+    | ProveKey
     | Finish
     | Failed
 )
-StationSays = Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Issued | Problem
+StationSays = Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Issued | Challenged | Delivered | Problem

@@ -21,6 +21,7 @@ from station import messages
 from station.archive import archive_record
 from station.escrow import EscrowRecord, seal
 from station.images import ImageStore
+from station.nest.keys import VisitKeys
 from station.recipe import Recipe
 from station.signer.csr import read_csr
 from station.signer_client import SignerClient
@@ -74,6 +75,8 @@ class VisitService:
         self._services, self._visit, self._recipe, self._watcher = services, visit, recipe, watcher
         self._unit: messages.Unit | None = None
         self._ek_name: bytes | None = None
+        self._key: str | None = None
+        self._keys = VisitKeys(services.signer, recipe)
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
             messages.Join: self._join,
@@ -84,6 +87,9 @@ class VisitService:
             messages.Protect: self._protect,
             messages.Recover: self._recover,
             messages.Issue: self._issue,
+            messages.Challenge: lambda _message: self._keys.challenge(),
+            messages.DeliverKey: lambda message: self._keys.deliver(self._joined(), self._key, message),
+            messages.ProveKey: lambda message: self._keys.prove(self._joined(), message),
             messages.Finish: self._finish,
             messages.Failed: self._failed,
         }
@@ -122,6 +128,8 @@ class VisitService:
         self._unit = unit
         if message.kind == "ek-name":
             self._ek_name = bytes.fromhex(message.value)
+        if message.kind == "key":
+            self._key = message.value
         self._watcher.joined(unit)
         return unit
 
@@ -149,6 +157,7 @@ class VisitService:
         )
         self.ended = True
         self._watcher.ended(None)
+        self._keys.passed(self._joined())
         return messages.Ok()
 
     def _failed(self, message: messages.Failed) -> messages.Ok:

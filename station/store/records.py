@@ -5,6 +5,7 @@ Each question is bounded by a limit. Times leave as Unix seconds; octets as they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import apsw
@@ -155,6 +156,15 @@ def units(db: apsw.Connection, limit: int, after: str | None, query: str | None)
             (query, end, bound, limit),
         )
     return [_summary(*row) for row in rows]
+
+
+def passed(db: apsw.Connection, units: Sequence[str]) -> list[str]:
+    """Those of `units` that have passed, in their order."""
+    return [
+        unit
+        for unit in units
+        if db.execute("SELECT 1 FROM units WHERE unit = ? AND passed IS NOT NULL", (unit,)).fetchone()
+    ]
 
 
 def unit(db: apsw.Connection, name: str) -> UnitRecord | None:

@@ -337,6 +337,10 @@ class Store:
         """The whole record by unit ID or registration ID."""
         return self._readers.read(lambda db: records.unit(db, unit))
 
+    def passed(self, units: Sequence[str]) -> list[str]:
+        """Those of `units` (unit IDs) that have passed."""
+        return self._readers.read(lambda db: records.passed(db, units))
+
     def outbox_items(
         self, limit: int, after: int = 0, state: str | None = None
     ) -> list[records.OutboxRecord]:

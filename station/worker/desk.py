@@ -14,8 +14,17 @@ from typing import Final, TypeVar
 from hal.call import Cancel
 from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation
 from hal.secret import Secret
-from hal.types import Enrollment, FirmwareImage, ResidencyProof, Sighting
+from hal.types import (
+    Enrollment,
+    FirmwareImage,
+    KeyPurpose,
+    ResidencyProof,
+    SealedKey,
+    Sighting,
+    TransportKey,
+)
 from station import messages
+from station.action import DeliveredKey
 from station.enrollment import to_json
 from station.messages import Facts
 from station.wire import Link, Problem
@@ -61,6 +70,18 @@ class StationDesk:
     def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]:
         transcript: dict[str, bytes] = asdict(proof) if proof else {}
         return self._ask(messages.Issue(profile, csr, transcript), messages.Issued).chain
+
+    def challenge(self) -> bytes:
+        return self._ask(messages.Challenge(), messages.Challenged).nonce
+
+    def deliver_key(self, purpose: KeyPurpose, transport: TransportKey, identity: bytes) -> DeliveredKey:
+        request = messages.DeliverKey(purpose.value, transport.point, identity, transport.signature)
+        reply = self._ask(request, messages.Delivered)
+        sealed = SealedKey(purpose, reply.registration_id, reply.encapsulated, reply.ciphertext)
+        return DeliveredKey(sealed, reply.upload, reply.spki)
+
+    def prove_key(self, mac: bytes) -> None:
+        self._ask(messages.ProveKey(mac), messages.Ok)
 
     def image(self, name: str) -> FirmwareImage:
         """The trusted bytes, once a visit. The station has checked the manifest; this checks what came through."""
