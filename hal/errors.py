@@ -21,6 +21,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── AlreadyOwned         somebody else's auth value is set
     │   ├── LockedOut            dictionary-attack lockout is active
     │   ├── EkUntrusted          no certificate, or a chain that ends elsewhere
+    │   │   └── EkRevoked        its maker has withdrawn a certificate of its chain
     │   ├── EkMismatch           EK, its certificate and the unit's record disagree
     │   ├── ResidencyUnproven    a key that ought to be in this TPM is not shown to be
     │   └── SoftwareTpmRefused   a software TPM outside bench mode
@@ -196,6 +197,10 @@ class EkUntrusted(TpmError):
     default_hint = (
         "Set the board aside; if the lot's TPM vendor is new, an engineer adds its root to the trust store."
     )
+
+
+class EkRevoked(EkUntrusted):
+    default_hint = "Set the board aside: the TPM's maker has withdrawn its certificate. Tell an engineer."
 
 
 class EkMismatch(TpmError):

@@ -30,13 +30,11 @@ from hal.types import (
     PinTries,
     PinVerdict,
     ResidencyProof,
-    SealedKey,
     Sighting,
     SrkTemplate,
     TestResult,
     TokenState,
     TpmDescription,
-    TransportKey,
     UploadResult,
 )
 
@@ -186,29 +184,6 @@ class KeyPlace(Protocol):
 
 
 @runtime_checkable
-class KeyDelivery(Protocol):
-    """A board that takes a key which was made elsewhere. The key crosses the link sealed, never in clear."""
-
-    def transport_key(self, call: Call, challenge: bytes) -> TransportKey:
-        """A fresh ephemeral key of the board, for the next `install_key` only; the one before it opens nothing more.
-
-        Signed with `challenge`, 32 octets, where the board has a key of its own.
-        """
-
-    def install_key(self, call: Call, sealed: SealedKey) -> bytes:
-        """Opens and keeps it, durably. DER SubjectPublicKeyInfo of a private key, empty for a symmetric one.
-
-        The key that is there already may come again; KeyConflict for another one: nothing is ever replaced.
-        ProtocolViolation (retryable) when the board's transport key is gone or is not the one it was sealed to.
-        """
-
-    def prove_secret(self, call: Call, nonce: bytes) -> bytes | None:
-        """HMAC-SHA256 over `nonce`, 16 to 64 octets, by V = HMAC-SHA256(symmetric key, "hallmark key proof 1"); None
-        when the board has no symmetric key. Not by the key itself: else the port would sign whatever it is given.
-        """
-
-
-@runtime_checkable
 class CertificateStore(Protocol):
     """Where the device finds its certificate."""
 
@@ -283,25 +258,6 @@ class SecretWrap(Protocol):
 
     def unwrap(self, call: Call, label: str, context: bytes, wrapped: bytes) -> Secret:
         """The secret again. TokenError when `wrapped` or `context` is not what it was."""
-
-
-@runtime_checkable
-class DeviceSecrets(Protocol):
-    """Keys for devices, out of the CA token. What is given out is for the signer to seal, and stays nowhere else."""
-
-    def random(self, call: Call, octets: int) -> Secret:
-        """From the token's random number generator."""
-
-    def derive(self, call: Call, label: str, data: bytes) -> Secret:
-        """HMAC-SHA256 over `data` by the token's group key `label`, 32 octets. KeyMissing when it isn't there."""
-
-    def make_private_key(self, call: Call, key_type: KeyType) -> Secret:
-        """A key pair made in the token, as PrivateKeyInfo (PKCS#8, DER). The token keeps nothing of it."""
-
-    def import_group_key(self, call: Call, label: str, key: Secret) -> None:
-        """Puts a group key of 32 to 64 octets into the token, from where it can't be read again. DuplicateKey when the
-        label exists.
-        """
 
 
 @runtime_checkable

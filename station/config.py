@@ -59,18 +59,14 @@ class SignerSection(Struct, frozen=True):
     profiles: str = "profiles"
 
 
-class DeviceKeysSection(Struct, frozen=True):
-    """`upload_key`: the uploader's public key, PEM, to which symmetric keys on their way to the cloud are sealed."""
-
-    upload_key: str = ""
-
-
 class EscrowSection(Struct, frozen=True):
     officers: list[str] = []
 
 
 class TrustSection(Struct, frozen=True):
     ek: str = "trust/ek"
+    bundle_signers: str = "trust/bundle-signers"
+    ek_list_signers: str = "trust/ek-list-signers"
     firmware: str = "trust/firmware.pem"
     images: str = "images"
 
@@ -122,7 +118,6 @@ class StationFile(Struct, frozen=True):
     nest: list[NestSection] = []
     signer: SignerSection = SignerSection()
     escrow: EscrowSection = EscrowSection()
-    device_keys: DeviceKeysSection = DeviceKeysSection()
     trust: TrustSection = TrustSection()
     sink: list[SinkSection] = []
     work_order: list[WorkOrderSection] = []
@@ -247,10 +242,11 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
             )
     relative: list[tuple[Key, str]] = [
         (("trust", "ek"), file.trust.ek),
+        (("trust", "bundle_signers"), file.trust.bundle_signers),
+        (("trust", "ek_list_signers"), file.trust.ek_list_signers),
         (("trust", "firmware"), file.trust.firmware),
         (("trust", "images"), file.trust.images),
         (("signer", "profiles"), file.signer.profiles),
-        (("device_keys", "upload_key"), file.device_keys.upload_key),
         *((("escrow", "officers", index), officer) for index, officer in enumerate(file.escrow.officers)),
     ]
     for key, text in relative:

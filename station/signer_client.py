@@ -46,22 +46,6 @@ class SignerClient:
         reply: tuple[type[CaSays], ...] = (messages.CaRequest, messages.CaGeneration)
         return self._ask(asked, reply, CEREMONY_SECONDS)
 
-    def seal_key(self, request: messages.SealKey | messages.SealWrapped) -> messages.KeyForBoard:
-        """Ciphertext for the board; the same key each time."""
-        return self._ask(request, messages.KeyForBoard)
-
-    def check_key(self, request: messages.CheckKey) -> None:
-        """PossessionUnproven unless the board has the unit's symmetric key."""
-        self._ask(request, messages.Ok)
-
-    def kept_keys(self) -> list[str]:
-        """Units whose keys the signer could still deliver, oldest first."""
-        return self._ask(messages.KeptKeys(), messages.Kept).units
-
-    def forget_keys(self, units: list[str]) -> None:
-        """Returns when what was kept of them is gone."""
-        self._ask(messages.ForgetKeys(units), messages.Ok)
-
     def _ask(
         self, request: object, reply: type[R] | tuple[type[R], ...], seconds: float = ANSWER_SECONDS
     ) -> R:

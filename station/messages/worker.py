@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from station.messages.basics import Blob, Facts, Issued, Name, Ok, Text
 from station.wire import Problem
@@ -46,8 +48,6 @@ class Visit(Struct, frozen=True, tag="visit"):
     sighting: Seen
     drivers: list[DriverPlan]
     steps: list[StepPlan]
-    trust: list[Blob]
-    """EK trust anchors and intermediates, DER."""
     issuers: list[Blob]
     """Every certificate that our issuing CA has had, DER: one of them issued what a unit has on record."""
     long_lived_days: int = 0
@@ -77,8 +77,27 @@ class Ready(Struct, frozen=True, tag="ready"):
     pid: int
 
 
+class JudgeEk(Struct, frozen=True, tag="judge-ek"):
+    """Whether the recipe's policy lets this EK be believed. Reply `EkVerdict`, durable; else why not.
+
+    `ek_public`: TPM2B_PUBLIC; `certificate` and `chain`: DER, as the TPM has them.
+    """
+
+    ek_public: Blob
+    certificate: Blob | None
+    chain: Annotated[list[Blob], Meta(max_length=16)]
+
+
+class EkVerdict(Struct, frozen=True, tag="ek-verdict"):
+    """The EK is believed, or the recipe does without; `facts` say what vouches for it."""
+
+    facts: Facts
+
+
 class Join(Struct, frozen=True, tag="join"):
     """The visit's board is the unit with this strong identifier. Durable before the reply, `Unit`.
+
+    An EK Name needs a verdict of this visit.
 
     `claims` are weak identifiers (kind, value): recorded, and a conflict when they belong to another unit.
     """
@@ -200,45 +219,6 @@ class Issue(Struct, frozen=True, tag="issue"):
     """The residency transcript, by field of `hal.types.ResidencyProof`; empty where the place has none."""
 
 
-class Challenge(Struct, frozen=True, tag="challenge"):
-    """A fresh nonce of the station, good for one `DeliverKey` or one `ProveKey`. Reply `Challenged`."""
-
-
-class Challenged(Struct, frozen=True, tag="challenged"):
-    """32 octets."""
-
-    nonce: Blob
-
-
-class DeliverKey(Struct, frozen=True, tag="deliver-key"):
-    """The joined unit's key, sealed to its board's transport key. Reply `Delivered`, the same key each time.
-
-    Where the unit is known by its board's own key, `identity` is that key's SubjectPublicKeyInfo (DER), and `signature`
-    is by it over the last challenge and `transport`: nobody between station and board can put another key in its place.
-    """
-
-    purpose: Name
-    transport: Blob
-    identity: Blob
-    signature: Blob
-
-
-class Delivered(Struct, frozen=True, tag="delivered"):
-    """Ciphertext only; see `KeyForBoard` of the signer. Sealed for `registration_id`, the unit's."""
-
-    registration_id: Name
-    encapsulated: Blob
-    ciphertext: Blob
-    upload: Blob
-    spki: Blob
-
-
-class ProveKey(Struct, frozen=True, tag="prove-key"):
-    """The board's proof over the last challenge that it has the unit's symmetric key; checked by the signer. `Ok`."""
-
-    mac: Blob
-
-
 class Finish(Struct, frozen=True, tag="finish"):
     """The last step. One transaction: step done, counted, enrollment and archive record queued, resume copy gone.
 
@@ -261,6 +241,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 WorkerSays = (
     Ready
+    | JudgeEk
     | Join
     | Begin
     | Done
@@ -272,10 +253,7 @@ WorkerSays = (
     | Protect
     | Recover
     | Issue
-    | Challenge
-    | DeliverKey
-    | ProveKey
     | Finish
     | Failed
 )
-StationSays = Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Issued | Challenged | Delivered | Problem
+StationSays = Visit | Cancel | Arrived | EkVerdict | Unit | Ok | Image | Auths | Issued | Problem

@@ -15,17 +15,24 @@ from typing import Final, Protocol
 import msgspec
 from cryptography import x509
 
-from hal.errors import EkMismatch, HallmarkError, ProtocolViolation, ResidencyUnproven, StationError
+from hal.errors import (
+    EkMismatch,
+    EkUntrusted,
+    HallmarkError,
+    ProtocolViolation,
+    ResidencyUnproven,
+    StationError,
+)
 from hal.secret import Secret
 from station import messages
 from station.archive import archive_record
 from station.escrow import EscrowRecord, seal
 from station.images import ImageStore
-from station.nest.keys import VisitKeys
 from station.recipe import Recipe
 from station.signer.csr import read_csr
 from station.signer_client import SignerClient
 from station.store import Store
+from station.trust.judge import Judge
 from station.wire import Link, Problem
 
 MOVE_SECONDS: Final = 6.0
@@ -45,6 +52,7 @@ class Services:
     images: ImageStore
     officers: tuple[x509.Certificate, ...]
     sinks: tuple[str, ...]
+    judge: Judge
     configuration: bytes = b""
     """Digest of the signed set that all of these come from; empty on a bench."""
 
@@ -75,10 +83,11 @@ class VisitService:
         self._services, self._visit, self._recipe, self._watcher = services, visit, recipe, watcher
         self._unit: messages.Unit | None = None
         self._ek_name: bytes | None = None
-        self._key: str | None = None
-        self._keys = VisitKeys(services.signer, recipe)
+        self._judged: set[str] = set()
+        """EK Names (hex) that this visit has a verdict on."""
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
+            messages.JudgeEk: self._judge_ek,
             messages.Join: self._join,
             messages.Begin: self._begin,
             messages.Done: self._done,
@@ -87,9 +96,6 @@ class VisitService:
             messages.Protect: self._protect,
             messages.Recover: self._recover,
             messages.Issue: self._issue,
-            messages.Challenge: lambda _message: self._keys.challenge(),
-            messages.DeliverKey: lambda message: self._keys.deliver(self._joined(), self._key, message),
-            messages.ProveKey: lambda message: self._keys.prove(self._joined(), message),
             messages.Finish: self._finish,
             messages.Failed: self._failed,
         }
@@ -118,9 +124,21 @@ class VisitService:
         except HallmarkError as error:
             return Problem.of(error)
 
-    # --- journal ---
+    # --- identity ---
+
+    def _judge_ek(self, message: messages.JudgeEk) -> messages.EkVerdict:
+        """The policy is the recipe's own, whatever the worker thinks."""
+        policy = self._recipe.ek_policy()
+        if policy is None:
+            raise ProtocolViolation("a worker asked about an EK, and its recipe has no tpm-identity step")
+        verdict = self._services.judge.judge(policy, message.ek_public, message.certificate, message.chain)
+        self._services.store.record_verdict(self._visit, bytes.fromhex(verdict.ek_name), verdict)
+        self._judged.add(verdict.ek_name)
+        return messages.EkVerdict(verdict.facts())
 
     def _join(self, message: messages.Join) -> messages.Unit:
+        if message.kind == "ek-name" and message.value not in self._judged:
+            raise EkUntrusted("a worker named an EK that this visit has no verdict on")
         self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
         unit = self._services.store.join(
             self._visit, message.kind, message.value, message.registration_id, message.claims
@@ -128,8 +146,6 @@ class VisitService:
         self._unit = unit
         if message.kind == "ek-name":
             self._ek_name = bytes.fromhex(message.value)
-        if message.kind == "key":
-            self._key = message.value
         self._watcher.joined(unit)
         return unit
 
@@ -157,7 +173,6 @@ class VisitService:
         )
         self.ended = True
         self._watcher.ended(None)
-        self._keys.passed(self._joined())
         return messages.Ok()
 
     def _failed(self, message: messages.Failed) -> messages.Ok:

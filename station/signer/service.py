@@ -30,7 +30,6 @@ from station import messages
 from station.notify import Watchdog
 from station.signer.administration import Administration
 from station.signer.ceremony import CALL_SECONDS
-from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generations
 from station.signer.issuing import Issuer, utc_now
 from station.signer.ledger import Ledger
@@ -57,12 +56,11 @@ class Service:
         wrap_key: str,
         label: str,
         overrun: Overrun,
-        keys: DeviceKeys,
     ) -> None:
         self._supervisor, self._issuer = supervisor, issuer
         self._generations, self._administration = generations, administration
         self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
-        self._overrun, self._keys = overrun, keys
+        self._overrun = overrun
         self._never = Cancel()  # a request that has begun is finished, also when the signer is to stop
 
     def answer(self, asked: messages.ToSigner, by: str | None = None) -> messages.FromSigner:
@@ -106,21 +104,6 @@ class Service:
                     raise StationError(message, hint="Run the command with sudo.")
                 with self._overrun.call("ca", self._never, CALL_SECONDS) as call:
                     return self._administration.answer(call, asked, by)
-            case messages.SealKey():
-                with self._overrun.call("key", self._never) as call:
-                    return self._keys.seal(call, asked)
-            case messages.SealWrapped():
-                with self._overrun.call("key", self._never) as call:
-                    return self._keys.seal_wrapped(call, asked, self._wrap_key)
-            case messages.CheckKey():
-                with self._overrun.call("key", self._never) as call:
-                    self._keys.check(call, asked)
-                return messages.Ok()
-            case messages.ForgetKeys():
-                self._keys.forget(asked.units)
-                return messages.Ok()
-            case messages.KeptKeys():
-                return messages.Kept(self._keys.kept())
 
     def _state(self) -> messages.SignerState:
         seen = self._supervisor.condition

@@ -12,7 +12,6 @@ from station.steps import (
     final_check,
     flash,
     key_identity,
-    symmetric_key,
     tpm_identity,
     tpm_ownership,
 )
@@ -24,7 +23,6 @@ STEPS: Final[dict[str, Step]] = {
         tpm_identity.STEP,
         key_identity.STEP,
         tpm_ownership.STEP,
-        symmetric_key.STEP,
         certificate.STEP,
         configure.STEP,
         final_check.STEP,

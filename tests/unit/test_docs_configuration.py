@@ -25,7 +25,6 @@ SECTIONS: dict[str, Any] = {
     "[[discovery]]": config.DiscoverySection,
     "[[nest]]": config.NestSection,
     "[signer]": config.SignerSection,
-    "[device_keys]": config.DeviceKeysSection,
     "[escrow]": config.EscrowSection,
     "[trust]": config.TrustSection,
     "[[sink]]": config.SinkSection,
