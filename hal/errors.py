@@ -19,9 +19,10 @@ sentence: what to do. The message says what happened; device text in it is bound
     ├── TpmError                 the TPM answered with an unexpected code (`rc`)
     │   ├── TpmReset             retryable: it lost power or was reset under an operation
     │   ├── AlreadyOwned         somebody else's auth value is set
+    │   │   └── OfficerNeeded    one of ours is set and needed, and only the escrow officers have it
     │   ├── LockedOut            dictionary-attack lockout is active
+    │   ├── PlatformOpen         firmware leaves the platform hierarchy to anybody
     │   ├── EkUntrusted          no certificate, or a chain that ends elsewhere
-    │   │   └── EkRevoked        its maker has withdrawn a certificate of its chain
     │   ├── EkMismatch           EK, its certificate and the unit's record disagree
     │   ├── ResidencyUnproven    a key that ought to be in this TPM is not shown to be
     │   └── SoftwareTpmRefused   a software TPM outside bench mode
@@ -44,6 +45,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── StoreUnavailable     disk full or unreadable; nothing goes on until it is durable again
     │   ├── AuditUnavailable     retryable: the audit trail is required, and its checkpoint can't be signed now
     │   ├── AuditBroken          the audit trail was changed, cut or rolled back, or a proof of it does not hold
+    │   ├── EscrowIncomplete     retryable: the escrow record lacks a copy on a second medium
     │   └── PeerUnavailable      retryable: another Hallmark process is restarting
     ├── SinkError
     │   ├── Unreachable          retryable
@@ -183,7 +185,15 @@ class TpmReset(TpmError):
 class AlreadyOwned(TpmError):
     outcome = Outcome.REFUSED
     default_hint = (
-        "Set the board aside: somebody else has set its TPM's auth. Clearing it is an engineer's decision."
+        "Set the board aside: somebody else has set its TPM's auth. Clearing it is an engineer's decision"
+        " (`hallmark decisions`)."
+    )
+
+
+class OfficerNeeded(AlreadyOwned):
+    default_hint = (
+        "Set the board aside: an escrow officer opens the unit's record (`hallmark escrow open`) and brings its auths"
+        " for one visit (`hallmark escrow offer`); then plug the board in again."
     )
 
 
@@ -192,15 +202,19 @@ class LockedOut(TpmError):
     default_hint = "Leave the board powered for the lockout's recovery time, or hand it to an engineer."
 
 
+class PlatformOpen(TpmError):
+    outcome = Outcome.REFUSED
+    default_hint = (
+        "Set the board aside: its firmware leaves the TPM's platform hierarchy open, by which anybody on the board can"
+        " undo ownership. An engineer brings firmware that closes it."
+    )
+
+
 class EkUntrusted(TpmError):
     outcome = Outcome.REFUSED
     default_hint = (
         "Set the board aside; if the lot's TPM vendor is new, an engineer adds its root to the trust store."
     )
-
-
-class EkRevoked(EkUntrusted):
-    default_hint = "Set the board aside: the TPM's maker has withdrawn its certificate. Tell an engineer."
 
 
 class EkMismatch(TpmError):
@@ -316,6 +330,11 @@ class AuditBroken(StationError):
         "Stop the line and call an engineer: the record of what happened was changed or replaced."
         " Keep the disk as it is."
     )
+
+
+class EscrowIncomplete(StationError):
+    retryable = True
+    default_hint = "Plug the escrow medium in; the board goes on by itself. Nothing was set on it so far."
 
 
 class PeerUnavailable(StationError):

@@ -30,11 +30,13 @@ from hal.types import (
     PinTries,
     PinVerdict,
     ResidencyProof,
+    SealedKey,
     Sighting,
     SrkTemplate,
     TestResult,
     TokenState,
     TpmDescription,
+    TransportKey,
     UploadResult,
 )
 
@@ -163,6 +165,37 @@ class Ownership(Protocol):
 
 
 @runtime_checkable
+class Custody(Protocol):
+    """Who else could take a TPM from its owner, and the ways back that are open to a person with a right to them."""
+
+    def platform_open(self, call: Call) -> bool:
+        """Whether the platform hierarchy is enabled with an empty auth, so that whoever runs code there may clear all.
+
+        Changes nothing and counts no try: the platform hierarchy is not under dictionary-attack protection.
+        """
+
+    def holds_ek(self, call: Call, ek: EndorsementKey) -> None:
+        """Returns when the TPM has shown that it has `ek`'s private key, by a session salted to it. Needs no auth.
+
+        Weaker than EndorsementIdentity's proofs in one point: it binds no other key to that EK. TpmError if not.
+        """
+
+    def proves_lockout(self, call: Call, ek: EndorsementKey, auth: Secret) -> bool:
+        """Whether `auth` is the lockout auth, by one harmless command: a wrong one locks it for its recovery time.
+
+        For a value from escrow only. Refused without a try unless lockout auth is set, the TPM is not in lockout, its
+        counter is 0 and no try has failed in this visit.
+        """
+
+    def clear(self, call: Call, ek: EndorsementKey, lockout: Secret | None) -> None:
+        """TPM2_Clear: auths empty, every object under owner and endorsement gone, the EK at 0x81010001 too.
+
+        By the lockout auth, which is proven first under the rules of `proves_lockout`, or with None by the empty
+        platform auth. Afterwards the EK has to be derived and compared anew.
+        """
+
+
+@runtime_checkable
 class KeyPlace(Protocol):
     """Where the device's private key lives. It never leaves."""
 
@@ -181,6 +214,29 @@ class KeyPlace(Protocol):
 
     def prove(self, call: Call, nonce: bytes) -> bytes:
         """A signature by the key over `nonce` with SHA-256: ECDSA as DER, RSA as PKCS#1 v1.5."""
+
+
+@runtime_checkable
+class KeyDelivery(Protocol):
+    """A board that takes a key which was made elsewhere. The key crosses the link sealed, never in clear."""
+
+    def transport_key(self, call: Call, challenge: bytes) -> TransportKey:
+        """A fresh ephemeral key of the board, for the next `install_key` only; the one before it opens nothing more.
+
+        Signed with `challenge`, 32 octets, where the board has a key of its own.
+        """
+
+    def install_key(self, call: Call, sealed: SealedKey) -> bytes:
+        """Opens and keeps it, durably. DER SubjectPublicKeyInfo of a private key, empty for a symmetric one.
+
+        The key that is there already may come again; KeyConflict for another one: nothing is ever replaced.
+        ProtocolViolation (retryable) when the board's transport key is gone or is not the one it was sealed to.
+        """
+
+    def prove_secret(self, call: Call, nonce: bytes) -> bytes | None:
+        """HMAC-SHA256 over `nonce`, 16 to 64 octets, by V = HMAC-SHA256(symmetric key, "hallmark key proof 1"); None
+        when the board has no symmetric key. Not by the key itself: else the port would sign whatever it is given.
+        """
 
 
 @runtime_checkable
@@ -258,6 +314,28 @@ class SecretWrap(Protocol):
 
     def unwrap(self, call: Call, label: str, context: bytes, wrapped: bytes) -> Secret:
         """The secret again. TokenError when `wrapped` or `context` is not what it was."""
+
+    def destroy(self, call: Call, label: str) -> None:
+        """Destroys that key, and with it all that it has wrapped. Nothing happens when it isn't there."""
+
+
+@runtime_checkable
+class DeviceSecrets(Protocol):
+    """Keys for devices, out of the CA token. What is given out is for the signer to seal, and stays nowhere else."""
+
+    def random(self, call: Call, octets: int) -> Secret:
+        """From the token's random number generator."""
+
+    def derive(self, call: Call, label: str, data: bytes) -> Secret:
+        """HMAC-SHA256 over `data` by the token's group key `label`, 32 octets. KeyMissing when it isn't there."""
+
+    def make_private_key(self, call: Call, key_type: KeyType) -> Secret:
+        """A key pair made in the token, as PrivateKeyInfo (PKCS#8, DER). The token keeps nothing of it."""
+
+    def import_group_key(self, call: Call, label: str, key: Secret) -> None:
+        """Puts a group key of 32 to 64 octets into the token, from where it can't be read again. DuplicateKey when the
+        label exists.
+        """
 
 
 @runtime_checkable

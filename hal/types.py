@@ -5,8 +5,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from hal.errors import HallmarkError
+from hal.secret import Secret
 
 # --- where a device is -----------------------------------------------------------------------------------------
 
@@ -274,6 +276,61 @@ class DeviceKey:
     resident: bool = False
 
 
+# --- keys delivered to the device ------------------------------------------------------------------------------
+
+SEALED_LIMIT: Final = 3584
+"""Octets of a sealed key: with the rest of what installs it, it has to fit a transaction of 4096."""
+
+
+class KeyPurpose(enum.StrEnum):
+    """What a delivered key is. The text is part of what it is sealed for (docs/vendor-group.md)."""
+
+    SYMMETRIC = "symmetric"
+    """32 octets: the device's key for HMAC-SHA256, as a cloud's symmetric-key attestation wants it."""
+    PRIVATE = "private-key"
+    """PrivateKeyInfo (RFC 5208, PKCS#8), DER: for a board that can't make its own key pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportKey:
+    """The board's ephemeral P-256 key for one delivery. `point`: uncompressed (SEC 1, 2.3.3), 65 octets.
+
+    `signature`: by the board's own key (`KeyPlace`) over the challenge and the point, as `transport_message` puts them
+    together; ECDSA as DER, RSA as PKCS#1 v1.5, with SHA-256; empty where the board has no key yet.
+    """
+
+    point: bytes
+    signature: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SealedKey:
+    """A key that only the holder of one transport key can open: HPKE (RFC 9180), base mode, DHKEM(P-256, HKDF-SHA256),
+    HKDF-SHA256, AES-256-GCM, one message, empty aad.
+
+    `encapsulated`: the sender's ephemeral point (`enc`), 65 octets; `ciphertext` with its 16-octet tag. What it was
+    sealed for (HPKE's `info`) says `delivery_info(purpose, registration_id)`.
+    """
+
+    purpose: KeyPurpose
+    registration_id: str
+    encapsulated: bytes
+    ciphertext: bytes
+
+
+def transport_message(challenge: bytes, point: bytes) -> bytes:
+    """What the board's own key signs to show that a transport key is its own.
+
+    Longer than any nonce that `KeyPlace.prove` takes, so that neither signature can stand for the other.
+    """
+    return b"hallmark transport key 1\x00" + challenge + point
+
+
+def delivery_info(purpose: KeyPurpose, registration_id: str) -> bytes:
+    """HPKE's `info` of a delivered key: it opens for this purpose and this registration ID only."""
+    return b"hallmark key delivery 1\x00" + purpose.value.encode() + b"\x00" + registration_id.encode()
+
+
 # --- CA token --------------------------------------------------------------------------------------------------
 
 
@@ -344,12 +401,44 @@ class X509GroupAttestation:
 
 
 @dataclass(frozen=True, slots=True)
+class SymmetricKeyAttestation:
+    """The device's own keys, 32 octets each. Only a sink gets to see this, at the moment of the upload."""
+
+    primary: Secret
+    secondary: Secret
+
+
+@dataclass(frozen=True, slots=True)
+class SealedSymmetricAttestation:
+    """The same, sealed to the uploader: all that queues, records and archives ever hold. See station.sealing."""
+
+    sealed: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SymmetricGroupAttestation:
+    """The device's key is derived from the key of the enrollment group, which exists once. Inventory per unit."""
+
+    group: str
+
+
+Attestation = (
+    TpmAttestation
+    | X509Attestation
+    | X509GroupAttestation
+    | SymmetricKeyAttestation
+    | SealedSymmetricAttestation
+    | SymmetricGroupAttestation
+)
+
+
+@dataclass(frozen=True, slots=True)
 class Enrollment:
     """What the cloud has to know of one unit, in no cloud's terms. `tags` are for the initial twin."""
 
     registration_id: str
     device_id: str
-    attestation: TpmAttestation | X509Attestation | X509GroupAttestation
+    attestation: Attestation
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

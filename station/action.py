@@ -8,7 +8,7 @@ reads a clock: the runner does.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
@@ -18,17 +18,24 @@ from hal.call import Call
 from hal.driver import Bindings
 from hal.errors import RecipeError, VerifyMismatch
 from hal.secret import Secret
-from hal.types import EndorsementKey, Enrollment, FirmwareImage, ResidencyProof
+from hal.types import Enrollment, FirmwareImage, KeyPurpose, ResidencyProof, SealedKey, TransportKey
 from station.messages import Fact, Facts, Unit
 
 T = TypeVar("T")
 DEFAULT_SECONDS: Final = 30.0
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveredKey:
+    """Ciphertext, but for `spki`. `upload`: sealed to the uploader, empty when nothing has to be uploaded."""
+
+    sealed: SealedKey
+    upload: bytes = b""
+    spki: bytes = b""
+
+
 class Desk(Protocol):
     """What a worker may ask of its station. Each call returns when the answer is durable, or raises."""
-
-    def judge_ek(self, ek: EndorsementKey, chain: Sequence[bytes]) -> Facts: ...
 
     def join(self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]) -> Unit: ...
 
@@ -36,7 +43,22 @@ class Desk(Protocol):
 
     def recover(self, ek_name: bytes) -> dict[str, Secret]: ...
 
+    def copy_escrow(self, ek_name: bytes) -> int:
+        """How many durable copies the newest escrow record has; EscrowIncomplete while the recipe wants more."""
+
     def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]: ...
+
+    def challenge(self) -> bytes:
+        """A fresh nonce of the station, 32 octets, good for one `deliver_key` or one `prove_key`."""
+
+    def deliver_key(self, purpose: KeyPurpose, transport: TransportKey, identity: bytes) -> DeliveredKey:
+        """The joined unit's key, sealed to its board; the same one each time.
+
+        `identity`: SPKI (DER) of the board's own key, which signed `transport` and the last challenge; empty without.
+        """
+
+    def prove_key(self, mac: bytes) -> None:
+        """PossessionUnproven unless `mac` is over the last challenge, by the unit's symmetric key."""
 
     def image(self, name: str) -> FirmwareImage: ...
 
@@ -48,6 +70,8 @@ class Circumstances:
     station: str
     bench: bool
     sku: str
+    trust: tuple[bytes, ...]
+    """EK trust anchors and intermediates, DER."""
     issuers: tuple[bytes, ...]
     """Every certificate that our issuing CA has had, DER."""
     long_lived_days: int = 825
@@ -159,6 +183,8 @@ class NoOptions(msgspec.Struct, frozen=True):
     """For steps without options."""
 
 
+Warnings = tuple[tuple[str, str], ...]
+"""(option, sentence) of what a recipe may do, and somebody will be sorry for."""
 Need = tuple[type, str | None]
 """A HAL interface, and the role of the driver that has to offer it, None for any."""
 
@@ -174,3 +200,4 @@ class Step:
     needs: Callable[[Any], tuple[Need, ...]]
     requires: Callable[[Any], frozenset[str]] = lambda _options: frozenset()
     gives: Callable[[Any], frozenset[str]] = lambda _options: frozenset()
+    warnings: Callable[[Any], Warnings] = lambda _options: ()

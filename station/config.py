@@ -59,14 +59,21 @@ class SignerSection(Struct, frozen=True):
     profiles: str = "profiles"
 
 
+class DeviceKeysSection(Struct, frozen=True):
+    """`upload_key`: the uploader's public key, PEM, to which symmetric keys on their way to the cloud are sealed."""
+
+    upload_key: str = ""
+
+
 class EscrowSection(Struct, frozen=True):
+    """`media`: folders on other disks, for recipes that want more than one copy."""
+
     officers: list[str] = []
+    media: list[str] = []
 
 
 class TrustSection(Struct, frozen=True):
     ek: str = "trust/ek"
-    bundle_signers: str = "trust/bundle-signers"
-    ek_list_signers: str = "trust/ek-list-signers"
     firmware: str = "trust/firmware.pem"
     images: str = "images"
 
@@ -118,6 +125,7 @@ class StationFile(Struct, frozen=True):
     nest: list[NestSection] = []
     signer: SignerSection = SignerSection()
     escrow: EscrowSection = EscrowSection()
+    device_keys: DeviceKeysSection = DeviceKeysSection()
     trust: TrustSection = TrustSection()
     sink: list[SinkSection] = []
     work_order: list[WorkOrderSection] = []
@@ -232,6 +240,17 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
                     f"{value!r} is taken by {section}[{seen[value]}]; expected another",
                 )
             seen.setdefault(value, index)
+    for index, text in enumerate(file.escrow.media):
+        if not Path(text).is_absolute() or ".." in Path(text).parts or text in file.escrow.media[:index]:
+            message = f"{text!r} won't do; expected an absolute path of a folder, each one once"
+            problems.add(source, ("escrow", "media", index), message)
+    signer = file.signer
+    for name, label in (("ca_key", signer.ca_key), ("canary_key", signer.canary_key)):
+        if label == signer.wrap_key or label.startswith(f"{signer.wrap_key}-"):
+            message = (
+                f"{label!r} is for keys that wrap secrets; expected one that doesn't begin like wrap_key"
+            )
+            problems.add(source, ("signer", name), message)
     if len(file.nest) > MAX_NESTS:
         problems.add(source, ("nest",), f"{len(file.nest)} nests; expected at most {MAX_NESTS}")
     named = set(file.station.drivers)
@@ -242,11 +261,10 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
             )
     relative: list[tuple[Key, str]] = [
         (("trust", "ek"), file.trust.ek),
-        (("trust", "bundle_signers"), file.trust.bundle_signers),
-        (("trust", "ek_list_signers"), file.trust.ek_list_signers),
         (("trust", "firmware"), file.trust.firmware),
         (("trust", "images"), file.trust.images),
         (("signer", "profiles"), file.signer.profiles),
+        (("device_keys", "upload_key"), file.device_keys.upload_key),
         *((("escrow", "officers", index), officer) for index, officer in enumerate(file.escrow.officers)),
     ]
     for key, text in relative:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from hal.driver import Driver, in_order
 from hal.errors import ConfigError, HallmarkError, RecipeError
-from hal.interfaces import Channel, Credentials, EndorsementIdentity
+from hal.interfaces import Channel, Credentials
 from hal.registry import Registry
 from hal.types import KeyProtection, Sighting
 from station.action import Action, Step
@@ -23,7 +23,6 @@ from station.protection import recipe_problem
 from station.steps import STEPS
 from station.strict import Problems, convert
 from station.toml_source import Key, TomlSource, read
-from station.trust.policy import EkPolicy
 
 CHANNEL_ROLE: Final = "channel"
 CHANNEL_DRIVER: Final = "serial"
@@ -38,6 +37,20 @@ class RecipeFile(Struct, frozen=True):
     pass_: Annotated[str, Meta(min_length=1, max_length=64)] = msgspec.field(name="pass", default="final")
     drivers: dict[Word, Word] = {}
     settings: dict[Word, dict[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeWarning:
+    """Something that a recipe may do, and somebody will be sorry for. `line` from 1, None where the key isn't there."""
+
+    file: str
+    line: int | None
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        where = ":".join(str(part) for part in (self.file, self.line) if part is not None)
+        return f"{where}: {self.key}: warning: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +78,7 @@ class Recipe:
     """What each role's driver declares of the keys that it keeps, where it keeps any."""
     credentials: tuple[str, ...] = ()
     """Names of what drivers' settings want handed to them with each visit."""
+    warnings: tuple[RecipeWarning, ...] = ()
 
     def step_plans(self) -> list[StepPlan]:
         return [StepPlan(item.step.use, msgspec.to_builtins(item.options)) for item in self.steps]
@@ -73,12 +87,16 @@ class Recipe:
         return [item.options.image for item in self.steps if item.step.use == "flash"]
 
     def issues(self) -> bool:
-        """Whether a certificate is issued here, so that the token has to be ready."""
-        return any(item.step.use == "certificate" for item in self.steps)
+        """Whether a certificate or a key is made here, so that the token has to be ready."""
+        return any(item.step.use in ("certificate", "symmetric-key") for item in self.steps)
 
-    def ek_policy(self) -> EkPolicy | None:
-        """What has to vouch for an EK; None where the recipe doesn't identify by one."""
-        return next((item.options.policy for item in self.steps if item.step.use == "tpm-identity"), None)
+    def symmetric_key(self) -> Any:
+        """The options of its symmetric-key step, None without one."""
+        return next((item.options for item in self.steps if item.step.use == "symmetric-key"), None)
+
+    def escrow_copies(self) -> int:
+        """How many durable copies of an escrow record there have to be before an auth is set."""
+        return max((getattr(item.options, "escrow_copies", 1) for item in self.steps), default=1)
 
     def profiles(self) -> list[str]:
         return [item.options.profile for item in self.steps if item.step.use == "certificate"]
@@ -100,7 +118,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     problems.raise_first()
     _check_needs(source, steps, dict(drivers), problems)
     _check_facts(source, steps, problems)
-    _check_trust(source, steps, dict(drivers), problems)
+    _check_copies(source, steps, len(configuration.file.escrow.media), problems)
     problems.raise_first()
     settings = _settings(source, file, drivers, problems, bench=configuration.bench)
     problems.raise_first()
@@ -120,6 +138,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
         steps=tuple(item for _index, item in steps),
         protections=protections,
         credentials=_credentials(settings.values()),
+        warnings=tuple(_warnings(source, steps)),
     )
 
 
@@ -220,6 +239,26 @@ def _check_needs(
                 )
 
 
+def _check_copies(
+    source: TomlSource, steps: list[tuple[int, PlannedStep]], media: int, problems: Problems
+) -> None:
+    """As many places for the escrow record as the recipe wants copies: else its boards would wait for ever."""
+    for index, item in steps:
+        wanted = getattr(item.options, "escrow_copies", 1)
+        if wanted > 1 + media:
+            message = (
+                f"{wanted} copies, but station.toml names {media} escrow media; expected {wanted - 1} or more"
+            )
+            problems.add(source, ("step", index, "escrow_copies"), message)
+
+
+def _warnings(source: TomlSource, steps: list[tuple[int, PlannedStep]]) -> Iterator[RecipeWarning]:
+    for index, item in steps:
+        for option, message in item.step.warnings(item.options):
+            at = source.error(("step", index, option), message, RecipeError)
+            yield RecipeWarning(at.file or source.file, at.line, at.key or option, message)
+
+
 def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], problems: Problems) -> None:
     """Each step's facts come from an earlier one; nothing lasting happens before the unit is known; enroll is last."""
     given: set[str] = set()
@@ -240,33 +279,6 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
         problems.add(
             source, ("step",), "no step says which unit this is; expected tpm-identity or key-identity"
         )
-
-
-def _check_trust(
-    source: TomlSource,
-    steps: list[tuple[int, PlannedStep]],
-    drivers: Mapping[str, Driver],
-    problems: Problems,
-) -> None:
-    """Where a TPM may get through that nothing vouches for, each step that gives it something has to say so."""
-    identity = next((item for _i, item in steps if item.step.use == "tpm-identity"), None)
-    if identity is None or not identity.options.policy.may_end_untrusted:
-        return
-    for index, item in steps:
-        use = item.step.use
-        in_tpm = use == "certificate" and _is_tpm(drivers, item.options.place)
-        if (use == "tpm-ownership" or in_tpm) and item.options.untrusted_ek != "accept":
-            problems.add(
-                source,
-                ("step", index, "untrusted_ek"),
-                f'{use}: nothing has to vouch for the TPM\'s EK in this recipe (tpm-identity, ek_trust = "none" or'
-                ' ek_certificate = "if-present"); expected untrusted_ek = "accept" here, as explicit consent, or'
-                ' ek_trust = "certificate", "certificate-or-list" or "list" there',
-            )
-
-
-def _is_tpm(drivers: Mapping[str, Driver], role: str) -> bool:
-    return role in drivers and EndorsementIdentity in drivers[role].offers
 
 
 def _settings(

@@ -18,6 +18,7 @@ from hal.errors import (
     DeadlineExceeded,
     DeviceBusy,
     DeviceGone,
+    EscrowIncomplete,
     HallmarkError,
     IdentityConflict,
     PeerUnavailable,
@@ -186,6 +187,8 @@ def _worth_another_try(error: BaseException) -> bool:
 def _stop(state: tenacity.RetryCallState) -> bool:
     """Boards get a few tries; the station's own parts get the time that a restart or a token swap takes."""
     error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, EscrowIncomplete):
+        return False  # a person brings the medium; the board stays until then, and nothing is set on it
     if isinstance(error, PeerUnavailable | TokenAbsent):
         return (state.seconds_since_start or 0.0) >= STATION_PATIENCE
     tries = SILENT_TRIES if isinstance(error, DeadlineExceeded) else DEVICE_TRIES

@@ -35,16 +35,37 @@ class SignerClient:
         """The certificate chain, DER, leaf first: in the signer's ledger by now, and the same one each time."""
         return self._ask(request, messages.Issued).chain
 
-    def wrap(self, context: bytes, plain: Secret) -> bytes:
-        return self._ask(messages.WrapSecret(context, plain.reveal()), messages.Wrapped).wrapped
+    def wrap(self, context: bytes, plain: Secret, key: str = "") -> bytes:
+        """`key`: the one of a work order or day, made on first use."""
+        return self._ask(messages.WrapSecret(context, plain.reveal(), key), messages.Wrapped).wrapped
 
-    def unwrap(self, context: bytes, wrapped: bytes) -> Secret:
-        return Secret(self._ask(messages.UnwrapSecret(context, wrapped), messages.Unwrapped).plain)
+    def unwrap(self, context: bytes, wrapped: bytes, key: str = "") -> Secret:
+        return Secret(self._ask(messages.UnwrapSecret(context, wrapped, key), messages.Unwrapped).plain)
+
+    def destroy_wrap_key(self, key: str) -> None:
+        """Returns when the token has it no more; what it has wrapped opens never again."""
+        self._ask(messages.DestroyWrapKey(key), messages.Ok)
 
     def administer(self, asked: CaAsked) -> CaSays:
         """What people do to the CA. Waits longer: an old chip makes a key in minutes."""
         reply: tuple[type[CaSays], ...] = (messages.CaRequest, messages.CaGeneration)
         return self._ask(asked, reply, CEREMONY_SECONDS)
+
+    def seal_key(self, request: messages.SealKey | messages.SealWrapped) -> messages.KeyForBoard:
+        """Ciphertext for the board; the same key each time."""
+        return self._ask(request, messages.KeyForBoard)
+
+    def check_key(self, request: messages.CheckKey) -> None:
+        """PossessionUnproven unless the board has the unit's symmetric key."""
+        self._ask(request, messages.Ok)
+
+    def kept_keys(self) -> list[str]:
+        """Units whose keys the signer could still deliver, oldest first."""
+        return self._ask(messages.KeptKeys(), messages.Kept).units
+
+    def forget_keys(self, units: list[str]) -> None:
+        """Returns when what was kept of them is gone."""
+        self._ask(messages.ForgetKeys(units), messages.Ok)
 
     def _ask(
         self, request: object, reply: type[R] | tuple[type[R], ...], seconds: float = ANSWER_SECONDS

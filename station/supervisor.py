@@ -22,7 +22,10 @@ from hal.registry import shadowing
 from hal.types import DiscoveryFault
 from station.config import Configuration, DiscoverySection, NestSection
 from station.credentials import FileCredentials
+from station.escrow_media import Medium
 from station.images import ImageStore
+from station.key_keeper import KeyKeeper
+from station.nest.keys import forget_delivered
 from station.nest.nest import Nest, VisitTerms
 from station.nest.out_of_service import OutOfService
 from station.nest.service import Services
@@ -34,9 +37,7 @@ from station.recipe import load_recipe
 from station.signer_client import SignerClient
 from station.store import Store
 from station.token_watch import TokenWatch
-from station.trust.judge import Judge
-from station.trust.source import TrustSource
-from station.trust_store import load_file
+from station.trust_store import load_file, load_folder
 
 MAIN: Final = "main"
 LOOK_SECONDS: Final = 1.0
@@ -62,11 +63,12 @@ class Supervisor:
         self._problems = {text: text for text in shadowing()}
         self._places = Places(self._nest_at)
         signer = SignerClient(configuration.paths.signer_socket)
-        self._token = TokenWatch(signer)
-        self._trust = TrustSource(configuration, store.take_bundle)
-        self._services = _services(configuration, store, signer, Judge(self._trust.current, store.ek_listed))
+        self._token = TokenWatch(signer, lambda: forget_delivered(store, signer))
+        self._services = _services(configuration, store, signer)
+        self._keys = KeyKeeper(store, signer)
         terms = VisitTerms(
             bench=configuration.bench,
+            trust=load_folder(configuration.path(configuration.file.trust.ek)),
             check_token=self._token.check,
             issuers=self._token.issuers,
             boot_id=boot_id(),
@@ -98,6 +100,8 @@ class Supervisor:
             stack.callback(outbox.stop)
             self._token.start()
             stack.callback(self._token.stop)
+            self._keys.start()
+            stack.callback(self._keys.stop)
             for nest in self._nests.values():
                 nest.start()
                 stack.callback(nest.stop)
@@ -105,7 +109,6 @@ class Supervisor:
             while not self._stop.wait(LOOK_SECONDS):
                 self._watchdog.beat(MAIN)
                 self._store.ensure_ballast()
-                self._trust.refresh()
         self._store.append_event("station-stopped")
         self._watchdog.unregister(MAIN)
 
@@ -127,8 +130,7 @@ class Supervisor:
         return self._nests[section.name] if section else None
 
     def _troubles(self) -> list[str]:
-        trust = [f"trust: {self._trust.trouble}"] if self._trust.trouble else []
-        return [*self._problems.values(), *trust, *self._places.unclaimed()]
+        return [*self._problems.values(), *self._places.unclaimed()]
 
     # --- discovery ---
 
@@ -175,7 +177,7 @@ class Supervisor:
             self._log.warning("trouble", where=key, code=error.code, reason=str(error), hint=error.hint)
 
 
-def _services(configuration: Configuration, store: Store, signer: SignerClient, judge: Judge) -> Services:
+def _services(configuration: Configuration, store: Store, signer: SignerClient) -> Services:
     file = configuration.file
     return Services(
         station=file.station.name,
@@ -189,5 +191,7 @@ def _services(configuration: Configuration, store: Store, signer: SignerClient, 
         ),
         sinks=tuple(sink.name for sink in file.sink),
         configuration=bytes.fromhex(configuration.digest),
-        judge=judge,
+        media=tuple(
+            Medium(Path(text), configuration.paths.state, configuration.bench) for text in file.escrow.media
+        ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -18,8 +19,9 @@ LOOK_SECONDS: Final = 1.0
 class TokenWatch:
     """`start` it; `view` and `issuers` are what was seen last."""
 
-    def __init__(self, signer: SignerClient) -> None:
-        self._signer = signer
+    def __init__(self, signer: SignerClient, answered: Callable[[], None] = lambda: None) -> None:
+        """`answered` is called once the signer has answered, and again until it doesn't raise."""
+        self._signer, self._answered, self._due = signer, answered, True
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._state: messages.SignerState | None = None
@@ -62,6 +64,9 @@ class TokenWatch:
         while not self._stop.is_set():
             try:
                 self._keep(self._signer.state(), None)
+                if self._due:
+                    self._answered()
+                    self._due = False
             except HallmarkError as error:
                 self._keep(None, error)
             self._stop.wait(LOOK_SECONDS)

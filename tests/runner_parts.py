@@ -13,9 +13,16 @@ from hal.driver import Bindings
 from hal.errors import DeviceGone, HallmarkError
 from hal.interfaces import DeviceIdentity
 from hal.secret import Secret
-from hal.types import BoardIdentity, EndorsementKey, Enrollment, FirmwareImage, ResidencyProof
+from hal.types import (
+    BoardIdentity,
+    Enrollment,
+    FirmwareImage,
+    KeyPurpose,
+    ResidencyProof,
+    TransportKey,
+)
 from station import runner
-from station.action import Action, Circumstances, NoOptions, Step, Trip
+from station.action import Action, Circumstances, DeliveredKey, NoOptions, Step, Trip
 from station.messages import Facts, Unit
 from station.recipe import PlannedStep
 from station.runner import Runner
@@ -56,10 +63,6 @@ class Stage:
 
     # --- Desk ---
 
-    def judge_ek(self, ek: EndorsementKey, chain: Sequence[bytes]) -> Facts:
-        self.say("judge")
-        return {"ek_trust": "certificate", "ek_anchor": "CN=maker root"}
-
     def join(self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]) -> Unit:
         self.say(f"join {kind}")
         return self.unit
@@ -72,9 +75,22 @@ class Stage:
         self.say("recover")
         return dict(self.auths)
 
+    def copy_escrow(self, ek_name: bytes) -> int:
+        self.say("copy escrow")
+        return 2
+
     def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]:
         self.say(f"issue {profile}")
         return self.chain
+
+    def challenge(self) -> bytes:
+        raise AssertionError("no step of this test delivers a key")
+
+    def deliver_key(self, purpose: KeyPurpose, transport: TransportKey, identity: bytes) -> DeliveredKey:
+        raise AssertionError(purpose)
+
+    def prove_key(self, mac: bytes) -> None:
+        raise AssertionError(mac)
 
     def image(self, name: str) -> FirmwareImage:
         raise AssertionError(name)
@@ -117,8 +133,8 @@ class Stage:
 
     # --- the visit ---
 
-    def trip(self, *, bench: bool = True, call: Call | None = None) -> Trip:
-        about = Circumstances("s1", bench, "gw", ())
+    def trip(self, *, bench: bool = True, call: Call | None = None, trust: tuple[bytes, ...] = ()) -> Trip:
+        about = Circumstances("s1", bench, "gw", trust, ())
         return Trip(about, self.board, self, call or Call.lasting(30))
 
     def run(self, *steps: PlannedStep, trip: Trip | None = None) -> Runner:

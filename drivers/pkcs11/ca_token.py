@@ -1,4 +1,4 @@
-"""`CaToken` and `SecretWrap` as others call them: from any thread, handed to the one that owns the module."""
+"""`CaToken`, `SecretWrap` and `DeviceSecrets` as others call them: from any thread, done by the module's owner."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ SECRET_LIMIT: Final = 4096
 """Octets of a secret that is wrapped."""
 WRAP_VERSION: Final = b"\x01"
 """First octet of what is wrapped, and of what is authenticated with it."""
+GROUP_KEY_LEAST: Final = 32
+GROUP_KEY_MOST: Final = 64
+"""Octets. Less is weaker than what is derived from it; more, HMAC-SHA256 would hash first (RFC 2104, 2)."""
 OVERHEAD: Final = len(WRAP_VERSION) + NONCE + TAG_BITS // 8
 
 
@@ -47,9 +50,27 @@ class Pkcs11Token:
         sealed = self._thread.run(call, lambda: self._session.encrypt(label, WRAP_VERSION + context, plain))
         return WRAP_VERSION + sealed
 
+    def destroy(self, call: Call, label: str) -> None:
+        self._thread.run(call, lambda: self._session.destroy(label))
+
     def unwrap(self, call: Call, label: str, context: bytes, wrapped: bytes) -> Secret:
         if not OVERHEAD <= len(wrapped) <= OVERHEAD + SECRET_LIMIT or not wrapped.startswith(WRAP_VERSION):
             message = f"{len(wrapped)} octets are no wrapped secret of version {WRAP_VERSION[0]}"
             raise TokenError(message, hint="The record was damaged or was written by another release.")
         sealed = wrapped[len(WRAP_VERSION) :]
         return self._thread.run(call, lambda: self._session.decrypt(label, WRAP_VERSION + context, sealed))
+
+    def random(self, call: Call, octets: int) -> Secret:
+        return self._thread.run(call, lambda: self._session.random(octets))
+
+    def derive(self, call: Call, label: str, data: bytes) -> Secret:
+        return self._thread.run(call, lambda: self._session.mac(label, data))
+
+    def make_private_key(self, call: Call, key_type: KeyType) -> Secret:
+        return self._thread.run(call, lambda: self._session.make_exportable(key_type))
+
+    def import_group_key(self, call: Call, label: str, key: Secret) -> None:
+        if not GROUP_KEY_LEAST <= len(key) <= GROUP_KEY_MOST:
+            message = f"a group key of {len(key)} octets; expected {GROUP_KEY_LEAST} to {GROUP_KEY_MOST}"
+            raise TokenError(message, hint="Import the group's primary key as the service shows it.")
+        self._thread.run(call, lambda: self._session.import_mac_key(label, key))

@@ -16,7 +16,15 @@ from drivers.pkcs11.session import TokenSession
 from hal.call import Call
 from hal.driver import Bindings, Driver
 from hal.errors import ConfigError
-from hal.interfaces import CaToken, CertificateStore, Credentials, KeyPlace, SecretWrap, TokenPin
+from hal.interfaces import (
+    CaToken,
+    CertificateStore,
+    Credentials,
+    DeviceSecrets,
+    KeyPlace,
+    SecretWrap,
+    TokenPin,
+)
 from hal.secret import Secret
 from hal.types import KeyProtection
 
@@ -38,7 +46,7 @@ def open_token(settings: Settings, needs: Bindings) -> Iterator[Mapping[type, ob
         session = TokenSession(settings.module, settings.token, settings.canary_key, pin)
         token = Pkcs11Token(thread, session)
         try:
-            yield {CaToken: token, SecretWrap: token}
+            yield {CaToken: token, SecretWrap: token, DeviceSecrets: token}
         finally:
             thread.run(Call(), session.close)
 
@@ -98,9 +106,9 @@ ELEMENT: Final = Driver(
 
 DRIVER: Final = Driver(
     name="pkcs11",
-    summary="the CA token over a PKCS#11 module: signing and wrapping with keys that never leave it",
+    summary="the CA token over a PKCS#11 module: signing, wrapping and deriving with keys that never leave it",
     settings=Settings,
     open=open_token,
-    offers=frozenset({CaToken, SecretWrap}),
+    offers=frozenset({CaToken, SecretWrap, DeviceSecrets}),
     needs=frozenset({TokenPin}),
 )

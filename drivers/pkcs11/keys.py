@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
 
 from hal.errors import TokenError
+from hal.secret import Secret
 from hal.types import KeyType
 
 CURVES: Final[dict[KeyType, type[ec.EllipticCurve]]] = {
@@ -60,6 +61,39 @@ def rsa_public_key(modulus: bytes, exponent: bytes) -> rsa.RSAPublicKey:
 def spki(key: PublicKey) -> bytes:
     """DER SubjectPublicKeyInfo (RFC 5280, 4.1.2.7)."""
     return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def ec_pkcs8(public: ec.EllipticCurvePublicKey, value: bytes) -> Secret:
+    """PrivateKeyInfo (DER) from CKA_VALUE, the private number big-endian. TokenError when it isn't `public`'s."""
+    return _pkcs8(ec.EllipticCurvePrivateNumbers(int.from_bytes(value), public.public_numbers()))
+
+
+def rsa_pkcs8(public: rsa.RSAPublicKey, prime1: bytes, prime2: bytes) -> Secret:
+    """PrivateKeyInfo (DER) from CKA_PRIME_1 and CKA_PRIME_2. TokenError when they aren't `public`'s."""
+    numbers, p, q = public.public_numbers(), int.from_bytes(prime1), int.from_bytes(prime2)
+    if p * q != numbers.n or not {p, q}.isdisjoint({0, 1}):
+        message = "the token gave primes that are not those of the key it made"
+        raise TokenError(message)
+    d = rsa.rsa_recover_private_exponent(numbers.e, p, q)
+    private = rsa.RSAPrivateNumbers(
+        p, q, d, rsa.rsa_crt_dmp1(d, p), rsa.rsa_crt_dmq1(d, q), rsa.rsa_crt_iqmp(p, q), numbers
+    )
+    return _pkcs8(private)
+
+
+def _pkcs8(private: ec.EllipticCurvePrivateNumbers | rsa.RSAPrivateNumbers) -> Secret:
+    try:
+        key = private.private_key()
+    except ValueError:
+        message = "the token gave a private key that does not go with the public one it made"
+        raise TokenError(message) from None  # the cause might quote numbers
+    return Secret(
+        key.private_bytes(
+            serialization.Encoding.DER,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
 
 
 def to_be_signed(key: PublicKey, data: bytes) -> bytes:

@@ -11,17 +11,27 @@ import secrets
 from typing import Any, Final
 
 import pkcs11
+from cryptography.hazmat.primitives.asymmetric import ec
 from pkcs11 import Attribute, MechanismFlag, ObjectClass
 from pkcs11.util.ec import encode_named_curve_parameters
 
 from drivers.pkcs11 import keys
 from hal.errors import TokenError
+from hal.secret import Secret
 from hal.types import KeyType
 
 KEY_ID_LENGTH: Final = 8
 """Octets of CKA_ID, random: it ties a private key to its public one for other programs; we go by label."""
 AES_BITS: Final = 256
 PROBE_BITS: Final = 64
+_NOT_FOR_MAC_KEYS: Final = (
+    Attribute.VERIFY,
+    Attribute.ENCRYPT,
+    Attribute.DECRYPT,
+    Attribute.WRAP,
+    Attribute.UNWRAP,
+    Attribute.DERIVE,
+)
 KINDS: Final = {
     ObjectClass.PRIVATE_KEY: "private key",
     ObjectClass.PUBLIC_KEY: "public key",
@@ -83,6 +93,52 @@ def make_secret_key(session: Any, label: str) -> None:
         template={Attribute.SENSITIVE: True, Attribute.EXTRACTABLE: False},
     )
     _must_stay_inside(made)
+
+
+def import_mac_key(session: Any, label: str, key: Secret) -> None:
+    """A generic secret for HMAC only, which can't be read out again."""
+    made = session.create_object(
+        {
+            Attribute.CLASS: ObjectClass.SECRET_KEY,
+            Attribute.KEY_TYPE: pkcs11.KeyType.GENERIC_SECRET,
+            Attribute.ID: secrets.token_bytes(KEY_ID_LENGTH),
+            Attribute.LABEL: label,
+            Attribute.TOKEN: True,
+            Attribute.PRIVATE: True,
+            Attribute.SENSITIVE: True,
+            Attribute.EXTRACTABLE: False,
+            Attribute.SIGN: True,
+            **dict.fromkeys(_NOT_FOR_MAC_KEYS, False),
+            Attribute.VALUE: key.reveal(),
+        }
+    )
+    if made[Attribute.SENSITIVE] is not True or made[Attribute.EXTRACTABLE] is not False:
+        made.destroy()
+        message = "the token took a group key that may leave it; it was removed again"
+        raise TokenError(message)
+
+
+def make_exportable(session: Any, key_type: KeyType) -> Secret:
+    """PKCS#8 (DER) of a key pair made as objects of this session only, and destroyed before this returns."""
+    private = {Attribute.SENSITIVE: False, Attribute.EXTRACTABLE: True, Attribute.TOKEN: False}
+    if key_type in keys.RSA_BITS:
+        made_public, made_private = session.generate_keypair(
+            pkcs11.KeyType.RSA, keys.RSA_BITS[key_type], store=False, private_template=private
+        )
+    else:
+        curve = {Attribute.EC_PARAMS: encode_named_curve_parameters(keys.CURVE_NAMES[key_type])}
+        parameters = session.create_domain_parameters(pkcs11.KeyType.EC, curve, local=True)
+        made_public, made_private = parameters.generate_keypair(store=False, private_template=private)
+    try:
+        found = public_key(made_public)
+        if isinstance(found, ec.EllipticCurvePublicKey):
+            return keys.ec_pkcs8(found, bytes(made_private[Attribute.VALUE]))
+        return keys.rsa_pkcs8(
+            found, bytes(made_private[Attribute.PRIME_1]), bytes(made_private[Attribute.PRIME_2])
+        )
+    finally:
+        made_private.destroy()
+        made_public.destroy()
 
 
 def _must_stay_inside(key: Any) -> None:

@@ -117,6 +117,46 @@ class TokenSession:
             raise TokenError(message, hint="The record was changed or belongs to another unit or token.")
         return found
 
+    def random(self, octets: int) -> Secret:
+        return self._do(lambda at: Secret(bytes(at.session.generate_random(8 * octets))))
+
+    def mac(self, label: str, data: bytes) -> Secret:
+        """HMAC-SHA256 by a generic secret."""
+
+        def sign(at: _Connected) -> Secret:
+            key = self._secret_key(at, label, make=False)
+            if key.key_type is not pkcs11.KeyType.GENERIC_SECRET:
+                message = f"the key {quote(label)} in the token is no group key"
+                raise KeyMissing(message, hint="Name the label that `hallmark ca group-key` imported.")
+            return Secret(bytes(key.sign(data, mechanism=Mechanism.SHA256_HMAC)))
+
+        return self._do(sign)
+
+    def make_exportable(self, key_type: KeyType) -> Secret:
+        """PKCS#8 of a key pair that the token made and has forgotten again."""
+        return self._do(lambda at: objects.make_exportable(at.session, key_type))
+
+    def import_mac_key(self, label: str, key: Secret) -> None:
+        """Not repeated after a loss, as `make_key`."""
+        self._do(lambda at: self._label_must_be_free(at, label, ObjectClass.SECRET_KEY))
+        self._do(lambda at: objects.import_mac_key(at.session, label, key), again=False)
+
+    def destroy(self, label: str) -> None:
+        """Every secret key of that label; repeated after a loss, because what is gone stays gone."""
+
+        def destroy(at: _Connected) -> None:
+            at.secrets.pop(label, None)
+            for key in objects.find(at.session, label, ObjectClass.SECRET_KEY):
+                if key.key_type is not pkcs11.KeyType.AES:
+                    message = f"the key {quote(label)} wraps nothing: it is not destroyed"
+                    raise TokenError(message)
+                key.destroy()
+            if objects.find(at.session, label, ObjectClass.SECRET_KEY):
+                message = f"the token {quote(self._label)} keeps a key that it was told to destroy"
+                raise TokenError(message)
+
+        self._do(destroy)
+
     def close(self) -> None:
         """Logs out, closes the session and finalises the module."""
         self._drop()
@@ -253,8 +293,8 @@ class TokenSession:
         keys.check_signature(public, signature, data)
         return signature
 
-    def _label_must_be_free(self, at: _Connected, label: str) -> None:
-        for kind in (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
+    def _label_must_be_free(self, at: _Connected, label: str, *kinds: ObjectClass) -> None:
+        for kind in kinds or (ObjectClass.PRIVATE_KEY, ObjectClass.PUBLIC_KEY):
             if objects.find(at.session, label, kind):
                 what = f"{objects.KINDS[kind]} labelled {quote(label)}"
                 message = f"the token {quote(self._label)} has a {what} already"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from drivers.smp.board import SmpIdentity, SmpKey, SmpSelfTest, SmpTpm
+from drivers.smp.delivery import SmpKeyDelivery
 from drivers.smp.firmware import SmpFirmware
 from drivers.smp.link import Link
 from drivers.smp.settings import Settings
@@ -19,6 +20,7 @@ from hal.interfaces import (
     DeviceIdentity,
     DeviceSettings,
     FirmwareTarget,
+    KeyDelivery,
     KeyPlace,
     SelfTest,
     TpmTransport,
@@ -38,6 +40,7 @@ def board(channel: Channel, settings: Settings) -> Mapping[type, object]:
         CertificateStore: SmpCertificates(link),
         SelfTest: SmpSelfTest(transactions),
         KeyPlace: SmpKey(transactions, settings.protection),
+        KeyDelivery: SmpKeyDelivery(transactions),
     }
 
 
@@ -61,6 +64,7 @@ DRIVER: Final = Driver(
             CertificateStore,
             SelfTest,
             KeyPlace,
+            KeyDelivery,
         }
     ),
     needs=frozenset({Channel}),

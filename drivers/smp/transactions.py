@@ -28,6 +28,9 @@ _WHAT: Final = {
     vendor.Command.MAKE_KEY: "to make a key",
     vendor.Command.CSR: "a certificate request",
     vendor.Command.PROVE: "a proof of its key",
+    vendor.Command.TRANSPORT_KEY: "a transport key",
+    vendor.Command.INSTALL_KEY: "to install a key",
+    vendor.Command.PROVE_SECRET: "a proof of its symmetric key",
 }
 
 

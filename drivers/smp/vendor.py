@@ -29,7 +29,15 @@ TEST_LIMIT: Final = 64
 COMMON_NAME_LIMIT: Final = 64
 """Octets of UTF-8: ub-common-name of RFC 5280, A.1, is 64 characters; the group allows no more octets than that."""
 NONCE_LIMIT: Final = 64
-"""Octets of a nonce that `prove` signs."""
+"""Octets of a nonce that `prove` signs, or `prove-secret` authenticates."""
+CHALLENGE_LENGTH: Final = 32
+"""Octets of what `transport-key` signs beside the key."""
+POINT_LENGTH: Final = 65
+"""Octets of an uncompressed point of P-256 (SEC 1, 2.3.3)."""
+SIGNATURE_LIMIT: Final = 512
+"""Octets of a signature by the board's key: RSA-4096."""
+REGISTRATION_ID_LIMIT: Final = 128
+MAC_LENGTH: Final = 32
 
 _PRINTABLE: Final = r"^[\x20-\x7e]*$"
 _UINT32_MAX: Final = 0xFFFF_FFFF
@@ -45,6 +53,9 @@ class Command(enum.IntEnum):
     MAKE_KEY = 4
     CSR = 5
     PROVE = 6
+    TRANSPORT_KEY = 7
+    INSTALL_KEY = 8
+    PROVE_SECRET = 9
 
 
 class Err(enum.IntEnum):
@@ -59,6 +70,7 @@ class Err(enum.IntEnum):
     TOO_LONG = 6
     UNKNOWN_TRANSACTION = 7
     FAILED = 8
+    NOT_OPENED = 9
 
 
 class VendorError(error.ErrorV2[Err]):
@@ -210,6 +222,56 @@ def unpack_tests(data: bytes) -> list[tuple[str, bool, str]]:
             message_ = "a self-test result lacks a name or a verdict, or its text is too long or not ASCII"
             raise ValueError(message_)
         found.append((name, passed, detail))
+    return found
+
+
+def pack_transport_key(point: bytes, signature: bytes) -> bytes:
+    """The TRANSPORT_KEY result: a CBOR map {"k": point} with "s": signature where there is one."""
+    return cbor2.dumps({"k": point} | ({"s": signature} if signature else {}))
+
+
+def unpack_transport_key(data: bytes) -> tuple[bytes, bytes]:
+    """(point, signature or empty). ValueError for anything but what `pack_transport_key` may give."""
+    found = _map(data)
+    point, signature = found.get("k"), found.get("s", b"")
+    if not isinstance(point, bytes) or len(point) != POINT_LENGTH:
+        message_ = f"the transport key has no point of {POINT_LENGTH} octets"
+        raise ValueError(message_)
+    if not isinstance(signature, bytes) or len(signature) > SIGNATURE_LIMIT:
+        message_ = f"the transport key's signature is none of at most {SIGNATURE_LIMIT} octets"
+        raise ValueError(message_)
+    return point, signature
+
+
+def pack_install(purpose: str, registration_id: str, encapsulated: bytes, ciphertext: bytes) -> bytes:
+    """The INSTALL_KEY argument: a CBOR map."""
+    return cbor2.dumps({"p": purpose, "id": registration_id, "e": encapsulated, "c": ciphertext})
+
+
+def unpack_install(data: bytes) -> tuple[str, str, bytes, bytes]:
+    """(purpose, registration ID, encapsulated, ciphertext). ValueError for anything but what `pack_install` gives."""
+    found = _map(data)
+    purpose, name, encapsulated, ciphertext = (found.get(key) for key in ("p", "id", "e", "c"))
+    if not (_printable(purpose, TEXT_LIMIT) and _printable(name, REGISTRATION_ID_LIMIT) and purpose and name):
+        message_ = "a key to install without a purpose or a registration ID"
+        raise ValueError(message_)
+    if not (isinstance(encapsulated, bytes) and len(encapsulated) == POINT_LENGTH) or not isinstance(
+        ciphertext, bytes
+    ):
+        message_ = "a key to install that is not sealed"
+        raise ValueError(message_)
+    return purpose, name, encapsulated, ciphertext
+
+
+def _map(data: bytes) -> dict[Any, Any]:
+    try:
+        found = cbor2.loads(data)
+    except (cbor2.CBORDecodeError, RecursionError, MemoryError, OverflowError):
+        message_ = "no CBOR"
+        raise ValueError(message_) from None
+    if not isinstance(found, dict):
+        message_ = "no CBOR map"
+        raise ValueError(message_)  # noqa: TRY004 - callers know one error for all that is malformed
     return found
 
 

@@ -56,6 +56,8 @@ class Tpm:
         """The TPM's resetCount and restartCount when ESAPI was made; None where it doesn't tell."""
         self.vouched: tuple[EndorsementKey, Secret] | None = None
         """The EK that ownership was used with in this visit, and the owner auth that held: see `sessions`."""
+        self.endorsed: tuple[EndorsementKey, Secret] | None = None
+        """The same for the endorsement auth; None while that is empty, or nobody has shown that he knows it."""
 
     # --- connection ---------------------------------------------------------------------------------------------
 
@@ -119,6 +121,12 @@ class Tpm:
         """TPM2_Shutdown(CLEAR) in mid-visit: after lockout auth was used, a power cut counts as a wrong try."""
         if self._tcti.failure is None:
             self._raw(codec.shutdown(), "TPM2_Shutdown")
+
+    def forget(self) -> None:
+        """After TPM2_Clear: objects, sessions and auths that were known are gone with it."""
+        self._drop()
+        self._saved.clear()
+        self.vouched = self.endorsed = None
 
     def is_connected(self, esapi: ESAPI) -> bool:
         """Whether `esapi` is still the one in use: after a failure its objects are gone with it."""

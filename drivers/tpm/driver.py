@@ -14,10 +14,17 @@ from drivers.tpm.keyplace import TpmKeyPlace
 from drivers.tpm.ownership import Owning
 from drivers.tpm.store import TpmCertificateStore
 from hal.driver import Bindings, Driver
-from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership, TpmTransport
+from hal.interfaces import (
+    CertificateStore,
+    Custody,
+    EndorsementIdentity,
+    KeyPlace,
+    Ownership,
+    TpmTransport,
+)
 from hal.types import KeyProtection
 
-OFFERS: Final = frozenset({EndorsementIdentity, Ownership, KeyPlace, CertificateStore})
+OFFERS: Final = frozenset({EndorsementIdentity, Ownership, Custody, KeyPlace, CertificateStore})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +50,11 @@ def serve(transport: TpmTransport) -> Iterator[Mapping[type, object]]:
     tpm = Tpm(transport)
     with ExitStack() as stack:
         stack.callback(tpm.close)
+        owning = Owning(tpm)
         yield {
             EndorsementIdentity: Endorsements(tpm),
-            Ownership: Owning(tpm),
+            Ownership: owning,
+            Custody: owning,
             KeyPlace: TpmKeyPlace(tpm),
             CertificateStore: TpmCertificateStore(tpm),
         }

@@ -30,14 +30,12 @@ from drivers.tpm.failures import (
 from drivers.tpm.tss import ESYS_TR, TPM2_SE, TPMA_OBJECT, TSS2_Exception, make_credential
 from hal.call import Call
 from hal.errors import EkMismatch, ResidencyUnproven, TpmError, quote
-from hal.secret import EMPTY
 from hal.types import (
     DeviceKey,
     EkCertificate,
     EkOrigin,
     EndorsementKey,
     EndorsementReport,
-    Hierarchy,
     ResidencyProof,
     TpmDescription,
 )
@@ -141,7 +139,7 @@ class Endorsements:
     def prove_attestation_key(self, call: Call, ek: EndorsementKey) -> ResidencyProof:
         with (
             self._tpm.use(call, "proving that the TPM has its EK"),
-            self._tpm.primary(Hierarchy.ENDORSEMENT, templates.attestation_key()) as (item, area),
+            sessions.endorsement_primary(self._tpm, templates.attestation_key()) as (item, area),
         ):
             return self._proof(ek, item, area)
 
@@ -225,13 +223,16 @@ class Endorsements:
 
     @contextlib.contextmanager
     def _ek_session(self, ek: EndorsementKey) -> Iterator[ESYS_TR]:
-        """What uses the EK: its empty auth where its template allows that, else PolicySecret(ENDORSEMENT)."""
+        """What uses the EK: its empty auth where its template allows that, else PolicySecret(ENDORSEMENT).
+
+        With the endorsement auth that Ownership has set or proven in this visit; before, it is taken to be empty.
+        """
         if public.attributes(ek.public) & TPMA_OBJECT.USERWITHAUTH:
             yield ESYS_TR.PASSWORD
             return
         with sessions.policy(self._tpm, TPM2_SE.POLICY) as session:
-            with sessions.authorised(self._tpm, Hierarchy.ENDORSEMENT, EMPTY) as endorsement:
-                self._tpm.connected().policy_secret(endorsement, session, expiration=0)
+            with sessions.endorsement(self._tpm) as (endorsement, authorising):
+                self._tpm.connected().policy_secret(endorsement, session, expiration=0, session1=authorising)
             yield session
 
 

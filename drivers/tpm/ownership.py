@@ -1,4 +1,4 @@
-"""`hal.interfaces.Ownership`: auth values, storage root key, dictionary-attack parameters.
+"""`hal.interfaces.Ownership` and `Custody`: auth values, storage root key, dictionary-attack parameters.
 
 Which auths are set, in which order and what is escrowed first, is the station's to say. Two things must never come in:
 a guess at the lockout auth (one wrong try locks it) and disableClear (lockout auth can't undo it).
@@ -14,7 +14,7 @@ from drivers.tpm import public, sessions, templates
 from drivers.tpm.codec import Property
 from drivers.tpm.context import Tpm
 from drivers.tpm.failures import RC_LOCKOUT, WRONG_AUTH, base, from_tpm
-from drivers.tpm.tss import ESYS_TR, TPM2_SE, TSS2_Exception
+from drivers.tpm.tss import ESYS_TR, TPM2_SE, TPMA_SESSION, TSS2_Exception
 from hal.call import Call
 from hal.errors import AlreadyOwned, LockedOut, TpmError
 from hal.secret import Secret
@@ -26,6 +26,8 @@ DISABLE_CLEAR: Final = 1 << 8
 IN_LOCKOUT: Final = 1 << 9
 PH_ENABLE: Final = 1 << 0
 """TPMA_STARTUP_CLEAR: Part 2, 8.7."""
+RANDOM_LENGTH: Final = 16
+"""Octets asked for where only who answers matters."""
 
 
 class Owning:
@@ -57,8 +59,7 @@ class Owning:
                 self._used(hierarchy),
             ):
                 esapi.hierarchy_change_auth(item, new.reveal(), session1=session)
-            if hierarchy is Hierarchy.OWNER:
-                self._tpm.vouched = (ek, new)
+            self._vouch(ek, hierarchy, new)
 
     def make_srk(self, call: Call, ek: EndorsementKey, template: SrkTemplate, owner: Secret) -> bytes:
         with self._tpm.use(call, "making the SRK") as esapi:
@@ -111,9 +112,49 @@ class Owning:
             sessions.authorised(self._tpm, hierarchy, auth) as item,
         ):
             holds = self._holds(item, session)
-            if holds and hierarchy is Hierarchy.OWNER:
-                self._tpm.vouched = (ek, auth)
+            if holds:
+                self._vouch(ek, hierarchy, auth)
             return holds
+
+    # --- Custody ------------------------------------------------------------------------------------------------
+
+    def platform_open(self, call: Call) -> bool:
+        """By TPM2_PolicySecret in a trial session, with an empty password: wrong tries on platform count nowhere."""
+        with self._tpm.use(call, "looking at the platform hierarchy"):
+            return self._state().platform_enabled and self._holds(ESYS_TR.PLATFORM, ESYS_TR.PASSWORD)
+
+    def holds_ek(self, call: Call, ek: EndorsementKey) -> None:
+        """The answer's HMAC is made with a key that follows from the salt, which only the EK's private key opens."""
+        with (
+            self._tpm.use(call, "having the TPM show that it has its EK") as esapi,
+            sessions.salted(self._tpm, ek) as session,
+        ):
+            # GetRandom's parameter has no size in front, so it can't be encrypted; its answer can.
+            esapi.trsess_set_attributes(session, TPMA_SESSION.CONTINUESESSION | TPMA_SESSION.ENCRYPT)
+            esapi.get_random(RANDOM_LENGTH, session1=session)
+
+    def proves_lockout(self, call: Call, ek: EndorsementKey, auth: Secret) -> bool:
+        with self._tpm.use(call, "proving the lockout auth"):
+            return self._proves_lockout(ek, auth)
+
+    def clear(self, call: Call, ek: EndorsementKey, lockout: Secret | None) -> None:
+        with self._tpm.use(call, "clearing the TPM") as esapi:
+            if self._state().disable_clear:
+                raise AlreadyOwned(
+                    "the TPM's Clear is disabled: only its platform firmware can enable it again"
+                )
+            if lockout is None:
+                esapi.clear(ESYS_TR.PLATFORM)
+            elif not self._proves_lockout(ek, lockout):
+                raise AlreadyOwned("the lockout auth that was given is not the TPM's")
+            else:
+                with (
+                    sessions.salted(self._tpm, ek) as session,
+                    sessions.authorised(self._tpm, Hierarchy.LOCKOUT, lockout) as item,
+                    self._used(Hierarchy.LOCKOUT),
+                ):
+                    esapi.clear(item, session1=session)
+            self._tpm.forget()
 
     # --- parts --------------------------------------------------------------------------------------------------
 
@@ -140,6 +181,34 @@ class Owning:
             disable_clear=bool(permanent & DISABLE_CLEAR),
             srk=self._tpm.read_public(templates.SRK_HANDLE),
         )
+
+    def _vouch(self, ek: EndorsementKey, hierarchy: Hierarchy, auth: Secret) -> None:
+        """Keeps what held, for the rooms that use the hierarchies without being told their auths."""
+        if hierarchy is Hierarchy.OWNER:
+            self._tpm.vouched = (ek, auth)
+        elif hierarchy is Hierarchy.ENDORSEMENT:
+            self._tpm.endorsed = (ek, auth) if len(auth) else None
+
+    def _proves_lockout(self, ek: EndorsementKey, auth: Secret) -> bool:
+        state = self._state()
+        if Hierarchy.LOCKOUT not in state.auths_set:
+            raise AlreadyOwned("the TPM's lockout auth is empty: the one that was given is not tried")
+        self._refuse_lockout(state)
+        if state.lockout_counter:
+            raise LockedOut(
+                f"the TPM counts {state.lockout_counter} wrong tries: its lockout auth is not tried",
+                hint="Leave it powered until the recovery time has brought the count to 0, then try again.",
+            )
+        with (
+            sessions.salted(self._tpm, ek) as session,
+            sessions.authorised(self._tpm, Hierarchy.LOCKOUT, auth) as item,
+        ):
+            try:
+                holds = self._holds(item, session)
+                self._lockout_failed = not holds
+            finally:
+                self._tpm.settle()
+            return holds
 
     def _refuse_lockout(self, state: OwnershipState) -> None:
         """Before lockout auth is used: not when the TPM is locked, and not again after it was wrong once."""

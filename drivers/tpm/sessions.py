@@ -99,6 +99,29 @@ def owner(tpm: Tpm, auth: Secret) -> Iterator[tuple[ESYS_TR, ESYS_TR]]:
         yield item, session
 
 
+@contextlib.contextmanager
+def endorsement(tpm: Tpm) -> Iterator[tuple[ESYS_TR, ESYS_TR]]:
+    """The endorsement hierarchy and a session for it: as `owner`, with the auth that Ownership has set or proven."""
+    if tpm.endorsed is None:
+        yield ESYS_TR.ENDORSEMENT, ESYS_TR.PASSWORD
+        return
+    ek, auth = tpm.endorsed
+    if ek.handle is None:
+        # To derive it anew for the salt would take the very auth that is to be salted.
+        raise TpmError("the endorsement auth can't be sent: the EK is not persisted, to salt a session to")
+    with salted(tpm, ek) as session, authorised(tpm, Hierarchy.ENDORSEMENT, auth) as item:
+        yield item, session
+
+
+@contextlib.contextmanager
+def endorsement_primary(tpm: Tpm, template: object) -> Iterator[tuple[ESYS_TR, bytes]]:
+    """A transient primary key of that hierarchy and its TPM2B_PUBLIC; its session has ended by then."""
+    with contextlib.ExitStack() as stack:
+        with endorsement(tpm) as (_, session):
+            made = stack.enter_context(tpm.primary(Hierarchy.ENDORSEMENT, template, session))
+        yield made
+
+
 def owner_auth(tpm: Tpm) -> Secret:
     """The owner auth that has held in this visit (set or proven through Ownership), else the empty one."""
     return tpm.vouched[1] if tpm.vouched else EMPTY

@@ -16,6 +16,7 @@ LIMIT: Final = 4096
 """Octets that a secret may have (hal.interfaces.SecretWrap)."""
 LABEL: Final = "conformance-wrap"
 
+SPENT: Final = "conformance-spent"
 Open = Callable[[], AbstractContextManager[SecretWrap]]
 """Opens the token under test; each time the same one."""
 
@@ -25,6 +26,7 @@ def check(open_token: Open) -> None:
     check_key_is_not_made_by_unwrapping(open_token)
     check_round_trip(open_token)
     check_nothing_else_unwraps(open_token)
+    check_a_destroyed_key_is_gone(open_token)
 
 
 def _call() -> Call:
@@ -84,3 +86,28 @@ def check_nothing_else_unwraps(open_token: Open) -> None:
         else:
             raise AssertionError(f"expected TokenError for a secret over {LIMIT} octets")
         assert token.unwrap(_call(), LABEL, b"unit 1", wrapped) == plain
+
+
+def check_a_destroyed_key_is_gone(open_token: Open) -> None:
+    """What it has wrapped opens no more, not under a new key of its label either; other keys stay."""
+    with open_token() as token:
+        kept = token.wrap(_call(), LABEL, b"", Secret(b"kept"))
+        lost = token.wrap(_call(), SPENT, b"", Secret(b"lost"))
+        token.destroy(_call(), SPENT)
+        token.destroy(_call(), SPENT)  # twice is once
+        try:
+            token.unwrap(_call(), SPENT, b"", lost)
+        except KeyMissing:
+            pass
+        else:
+            raise AssertionError("expected KeyMissing for a key that was destroyed")
+        again = token.wrap(_call(), SPENT, b"", Secret(b"new"))
+        assert token.unwrap(_call(), SPENT, b"", again) == Secret(b"new")
+        try:
+            token.unwrap(_call(), SPENT, b"", lost)
+        except TokenError:
+            pass
+        else:
+            raise AssertionError("a new key of the same label opens what the destroyed one has wrapped")
+        token.destroy(_call(), SPENT)
+        assert token.unwrap(_call(), LABEL, b"", kept) == Secret(b"kept")

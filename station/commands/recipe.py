@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> int:
             failed = True
             for problem in (error, *error.others):
                 print(problem, file=sys.stderr)
+    for recipe in found:
+        for warning in recipe.warnings:
+            print(warning, file=sys.stderr)
     if args.json:
         print(json.dumps([_summary(recipe) for recipe in found], indent=2))
     else:
@@ -76,6 +79,10 @@ def _summary(recipe: Recipe) -> dict[str, object]:
         "drivers": {plan.role: plan.driver for plan in recipe.drivers},
         "keys": {role: kept.value for role, kept in recipe.protections.items()},
         "steps": {item.step.use: [action.name for action in item.actions] for item in recipe.steps},
+        "warnings": [
+            {"file": item.file, "line": item.line, "key": item.key, "message": item.message}
+            for item in recipe.warnings
+        ],
     }
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated, Final
 
-from station.messages.basics import Blob, Issued, Name
+from msgspec import Meta, Struct
+
+from station.messages.basics import Blob, Issued, Name, Ok
 from station.messages.ca import CaAsked, CaGeneration, CaSays
 from station.wire import Problem
+
+KEPT_LIMIT: Final = 1000
+"""Units in one `Kept` or `ForgetKeys`."""
 
 
 class SignerStatus(Struct, frozen=True, tag="signer-status"):
@@ -47,11 +52,17 @@ class SignRequest(Struct, frozen=True, tag="sign-request"):
     """SHA-256 of the signed set that the station runs with; empty on a bench. The signer's own has to be the same."""
 
 
+WrapKey = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")]
+"""A key for secrets of one work order or day. The signer puts its own prefix before it: no other label can be named.
+Empty: the one key of older releases."""
+
+
 class WrapSecret(Struct, frozen=True, tag="wrap-secret"):
-    """Reply `Wrapped`."""
+    """Reply `Wrapped`. Makes the key on first use."""
 
     context: Blob
     plain: Blob
+    key: WrapKey = ""
 
     def __repr__(self) -> str:
         return "WrapSecret(…)"
@@ -62,6 +73,13 @@ class UnwrapSecret(Struct, frozen=True, tag="unwrap-secret"):
 
     context: Blob
     wrapped: Blob
+    key: WrapKey = ""
+
+
+class DestroyWrapKey(Struct, frozen=True, tag="destroy-wrap-key"):
+    """Nothing that it has wrapped is needed any more. Reply `Ok`, also when it isn't there."""
+
+    key: WrapKey
 
 
 class Wrapped(Struct, frozen=True, tag="wrapped"):
@@ -75,5 +93,83 @@ class Unwrapped(Struct, frozen=True, tag="unwrapped"):
         return "Unwrapped(…)"
 
 
-ToSigner = SignerStatus | CheckToken | SignRequest | WrapSecret | UnwrapSecret | CaAsked
-FromSigner = SignerState | Issued | Wrapped | Unwrapped | CaSays | Problem
+class SealKey(Struct, frozen=True, tag="seal-key"):
+    """The unit's own key, sealed to its board's transport key. Reply `KeyForBoard`.
+
+    The first request makes or derives it, durably; each later one seals the same key again, until it is forgotten.
+    """
+
+    unit: Name
+    registration_id: Name
+    purpose: Name
+    """A `hal.types.KeyPurpose`."""
+    transport: Blob
+    """The board's transport key: an uncompressed point of P-256, 65 octets."""
+    group: str = ""
+    """The label of the group key that a symmetric key is derived from; empty: it is random."""
+    key_type: str = ""
+    """A `hal.types.KeyType`, for a private key."""
+
+
+class SealWrapped(Struct, frozen=True, tag="seal-wrapped"):
+    """A private key (PKCS#8) that `WrapSecret` wrapped under `context`, sealed to the board. Reply `KeyForBoard`."""
+
+    registration_id: Name
+    transport: Blob
+    context: Blob
+    wrapped: Blob
+
+
+class KeyForBoard(Struct, frozen=True, tag="key-for-board"):
+    """Ciphertext only: `encapsulated` and `ciphertext` of a `hal.types.SealedKey`.
+
+    `upload`: a random symmetric key sealed to the uploader, the same octets each time. `spki`: a private key's public
+    part, DER. Empty where there is none.
+    """
+
+    encapsulated: Blob
+    ciphertext: Blob
+    upload: Blob = b""
+    spki: Blob = b""
+
+
+class CheckKey(Struct, frozen=True, tag="check-key"):
+    """Whether the board has the unit's symmetric key: `mac` is `KeyDelivery.prove_secret`'s over `nonce`.
+
+    Reply `Ok`, or a Problem: PossessionUnproven; KeyMissing where the signer knows of no such key.
+    """
+
+    unit: Name
+    nonce: Blob
+    mac: Blob
+
+
+class ForgetKeys(Struct, frozen=True, tag="forget-keys"):
+    """The board has them for good: what the signer kept to deliver them again is deleted. Reply `Ok`."""
+
+    units: Annotated[list[Name], Meta(max_length=KEPT_LIMIT)]
+
+
+class KeptKeys(Struct, frozen=True, tag="kept-keys"):
+    """Reply `Kept`: units whose keys the signer could still deliver, oldest first."""
+
+
+class Kept(Struct, frozen=True, tag="kept"):
+    units: list[Name]
+
+
+ToSigner = (
+    SignerStatus
+    | CheckToken
+    | SignRequest
+    | WrapSecret
+    | UnwrapSecret
+    | DestroyWrapKey
+    | SealKey
+    | SealWrapped
+    | CheckKey
+    | ForgetKeys
+    | KeptKeys
+    | CaAsked
+)
+FromSigner = SignerState | Issued | Wrapped | Unwrapped | KeyForBoard | Kept | Ok | CaSays | Problem

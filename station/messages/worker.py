@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from station.messages.basics import Blob, Facts, Issued, Name, Ok, Text
 from station.wire import Problem
@@ -48,6 +46,8 @@ class Visit(Struct, frozen=True, tag="visit"):
     sighting: Seen
     drivers: list[DriverPlan]
     steps: list[StepPlan]
+    trust: list[Blob]
+    """EK trust anchors and intermediates, DER."""
     issuers: list[Blob]
     """Every certificate that our issuing CA has had, DER: one of them issued what a unit has on record."""
     long_lived_days: int = 0
@@ -77,27 +77,8 @@ class Ready(Struct, frozen=True, tag="ready"):
     pid: int
 
 
-class JudgeEk(Struct, frozen=True, tag="judge-ek"):
-    """Whether the recipe's policy lets this EK be believed. Reply `EkVerdict`, durable; else why not.
-
-    `ek_public`: TPM2B_PUBLIC; `certificate` and `chain`: DER, as the TPM has them.
-    """
-
-    ek_public: Blob
-    certificate: Blob | None
-    chain: Annotated[list[Blob], Meta(max_length=16)]
-
-
-class EkVerdict(Struct, frozen=True, tag="ek-verdict"):
-    """The EK is believed, or the recipe does without; `facts` say what vouches for it."""
-
-    facts: Facts
-
-
 class Join(Struct, frozen=True, tag="join"):
     """The visit's board is the unit with this strong identifier. Durable before the reply, `Unit`.
-
-    An EK Name needs a verdict of this visit.
 
     `claims` are weak identifiers (kind, value): recorded, and a conflict when they belong to another unit.
     """
@@ -121,6 +102,8 @@ class Unit(Struct, frozen=True, tag="unit"):
     """Whether the secrets of that record can still be unwrapped."""
     intents: list[Name]
     """`step.action` whose intent is durable and whose result isn't: the device may or may not have done it."""
+    may_clear: bool = False
+    """A permitted person has decided that auths which somebody else set in its TPM may be cleared."""
 
 
 class Begin(Struct, frozen=True, tag="begin"):
@@ -203,6 +186,21 @@ class Recover(Struct, frozen=True, tag="recover"):
     ek_name: Blob
 
 
+class CopyEscrow(Struct, frozen=True, tag="copy-escrow"):
+    """The newest escrow record of the joined unit on as many media as its recipe asks for: reply `Copied`.
+
+    EscrowIncomplete while one of them isn't there.
+    """
+
+    ek_name: Blob
+
+
+class Copied(Struct, frozen=True, tag="copied"):
+    """Durable copies, the station's own counted."""
+
+    copies: int
+
+
 class Auths(Struct, frozen=True, tag="auths"):
     auths: dict[Name, Blob]
 
@@ -217,6 +215,45 @@ class Issue(Struct, frozen=True, tag="issue"):
     csr: Blob
     key_proof: dict[Name, Blob]
     """The residency transcript, by field of `hal.types.ResidencyProof`; empty where the place has none."""
+
+
+class Challenge(Struct, frozen=True, tag="challenge"):
+    """A fresh nonce of the station, good for one `DeliverKey` or one `ProveKey`. Reply `Challenged`."""
+
+
+class Challenged(Struct, frozen=True, tag="challenged"):
+    """32 octets."""
+
+    nonce: Blob
+
+
+class DeliverKey(Struct, frozen=True, tag="deliver-key"):
+    """The joined unit's key, sealed to its board's transport key. Reply `Delivered`, the same key each time.
+
+    Where the unit is known by its board's own key, `identity` is that key's SubjectPublicKeyInfo (DER), and `signature`
+    is by it over the last challenge and `transport`: nobody between station and board can put another key in its place.
+    """
+
+    purpose: Name
+    transport: Blob
+    identity: Blob
+    signature: Blob
+
+
+class Delivered(Struct, frozen=True, tag="delivered"):
+    """Ciphertext only; see `KeyForBoard` of the signer. Sealed for `registration_id`, the unit's."""
+
+    registration_id: Name
+    encapsulated: Blob
+    ciphertext: Blob
+    upload: Blob
+    spki: Blob
+
+
+class ProveKey(Struct, frozen=True, tag="prove-key"):
+    """The board's proof over the last challenge that it has the unit's symmetric key; checked by the signer. `Ok`."""
+
+    mac: Blob
 
 
 class Finish(Struct, frozen=True, tag="finish"):
@@ -241,7 +278,6 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 WorkerSays = (
     Ready
-    | JudgeEk
     | Join
     | Begin
     | Done
@@ -252,8 +288,14 @@ WorkerSays = (
     | FetchImage
     | Protect
     | Recover
+    | CopyEscrow
     | Issue
+    | Challenge
+    | DeliverKey
+    | ProveKey
     | Finish
     | Failed
 )
-StationSays = Visit | Cancel | Arrived | EkVerdict | Unit | Ok | Image | Auths | Issued | Problem
+StationSays = (
+    Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Copied | Issued | Challenged | Delivered | Problem
+)

@@ -9,37 +9,38 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import msgspec
 from cryptography import x509
 
 from hal.errors import (
+    AlreadyOwned,
     EkMismatch,
-    EkUntrusted,
     HallmarkError,
     ProtocolViolation,
     ResidencyUnproven,
-    StationError,
 )
-from hal.secret import Secret
 from station import messages
 from station.archive import archive_record
-from station.escrow import EscrowRecord, seal
+from station.escrow_media import Medium
 from station.images import ImageStore
+from station.nest.keys import VisitKeys
+from station.nest.unit_secrets import UnitSecrets
+from station.offered import Offered
 from station.recipe import Recipe
 from station.signer.csr import read_csr
 from station.signer_client import SignerClient
 from station.store import Store
-from station.trust.judge import Judge
 from station.wire import Link, Problem
 
 MOVE_SECONDS: Final = 6.0
 """How long a board that was moved from another nest may still be in a visit there: until that nest has noticed, and
 has ended its worker."""
-_auths: Final = msgspec.msgpack.Encoder(order="sorted")
-_auths_decoder: Final = msgspec.msgpack.Decoder(dict[str, bytes])
+
+CLEAR: Final = ("tpm-identity", "clear")
+"""The action that a permission to clear a TPM is for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,10 @@ class Services:
     images: ImageStore
     officers: tuple[x509.Certificate, ...]
     sinks: tuple[str, ...]
-    judge: Judge
     configuration: bytes = b""
     """Digest of the signed set that all of these come from; empty on a bench."""
+    media: tuple[Medium, ...] = ()
+    offered: Offered = field(default_factory=Offered)
 
 
 class Watcher(Protocol):
@@ -83,11 +85,11 @@ class VisitService:
         self._services, self._visit, self._recipe, self._watcher = services, visit, recipe, watcher
         self._unit: messages.Unit | None = None
         self._ek_name: bytes | None = None
-        self._judged: set[str] = set()
-        """EK Names (hex) that this visit has a verdict on."""
+        self._key: str | None = None
+        self._keys = VisitKeys(services.signer, recipe)
+        self._secrets = UnitSecrets(services, visit)
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
-            messages.JudgeEk: self._judge_ek,
             messages.Join: self._join,
             messages.Begin: self._begin,
             messages.Done: self._done,
@@ -95,7 +97,11 @@ class VisitService:
             messages.Present: self._present,
             messages.Protect: self._protect,
             messages.Recover: self._recover,
+            messages.CopyEscrow: self._copy_escrow,
             messages.Issue: self._issue,
+            messages.Challenge: lambda _message: self._keys.challenge(),
+            messages.DeliverKey: lambda message: self._keys.deliver(self._joined(), self._key, message),
+            messages.ProveKey: lambda message: self._keys.prove(self._joined(), message),
             messages.Finish: self._finish,
             messages.Failed: self._failed,
         }
@@ -124,21 +130,9 @@ class VisitService:
         except HallmarkError as error:
             return Problem.of(error)
 
-    # --- identity ---
-
-    def _judge_ek(self, message: messages.JudgeEk) -> messages.EkVerdict:
-        """The policy is the recipe's own, whatever the worker thinks."""
-        policy = self._recipe.ek_policy()
-        if policy is None:
-            raise ProtocolViolation("a worker asked about an EK, and its recipe has no tpm-identity step")
-        verdict = self._services.judge.judge(policy, message.ek_public, message.certificate, message.chain)
-        self._services.store.record_verdict(self._visit, bytes.fromhex(verdict.ek_name), verdict)
-        self._judged.add(verdict.ek_name)
-        return messages.EkVerdict(verdict.facts())
+    # --- journal ---
 
     def _join(self, message: messages.Join) -> messages.Unit:
-        if message.kind == "ek-name" and message.value not in self._judged:
-            raise EkUntrusted("a worker named an EK that this visit has no verdict on")
         self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
         unit = self._services.store.join(
             self._visit, message.kind, message.value, message.registration_id, message.claims
@@ -146,6 +140,10 @@ class VisitService:
         self._unit = unit
         if message.kind == "ek-name":
             self._ek_name = bytes.fromhex(message.value)
+            if self._services.offered.waits(self._ek_name):
+                unit = self._unit = msgspec.structs.replace(unit, resumable=True)
+        if message.kind == "key":
+            self._key = message.value
         self._watcher.joined(unit)
         return unit
 
@@ -157,6 +155,9 @@ class VisitService:
         self._services.store.done(
             self._visit, message.step, message.action, message.facts, found=message.found
         )
+        if (message.step, message.action) == CLEAR:
+            means = message.facts.get("tpm_cleared_by")
+            self._services.store.spend_clear(self._visit, means if isinstance(means, str) else None)
         self._watcher.absent(None)
         return messages.Ok()
 
@@ -172,11 +173,15 @@ class VisitService:
             archive=record,
         )
         self.ended = True
+        self._services.offered.over(self._visit)
         self._watcher.ended(None)
+        self._keys.passed(self._joined())
         return messages.Ok()
 
     def _failed(self, message: messages.Failed) -> messages.Ok:
         problem = message.problem
+        if problem.code == AlreadyOwned.__name__ and self._unit is not None and self._ek_name is not None:
+            self._services.store.ask_owned(self._visit, self._ek_name, problem.message)
         self._services.store.fail(
             self._visit,
             message.step,
@@ -187,6 +192,7 @@ class VisitService:
             problem.error().outcome,
         )
         self.ended = True
+        self._services.offered.over(self._visit)
         self._watcher.ended(message.problem)
         return messages.Ok()
 
@@ -218,36 +224,17 @@ class VisitService:
 
     def _protect(self, message: messages.Protect) -> messages.Ok:
         unit, ek_name = self._joined(), self._bound(message.ek_name)
-        if not self._services.officers:
-            raise StationError(
-                "no escrow officer is configured, so no auth may be set",
-                hint="An engineer names an officer's certificate under [escrow] and runs `hallmark check`.",
-            )
-        store = self._services.store
-        generation = store.next_generation(ek_name)
-        sealed = seal(
-            self._services.officers,
-            EscrowRecord(
-                ek_name=ek_name,
-                unit=unit.unit,
-                station=self._services.station,
-                generation=generation,
-                auths={name: Secret(value) for name, value in message.auths.items()},
-            ),
-        )
-        plain = Secret(_auths.encode(message.auths))
-        wrapped = self._services.signer.wrap(_context(unit.unit, ek_name, generation), plain)
-        store.protect(self._visit, ek_name, sorted(message.auths), sealed, wrapped, generation)
+        self._secrets.protect(unit.unit, ek_name, message.auths)
         return messages.Ok()
 
     def _recover(self, message: messages.Recover) -> messages.Auths:
         unit, ek_name = self._joined(), self._bound(message.ek_name)
-        copy = self._services.store.resume_copy(self._visit, ek_name)
-        if copy is None:
-            raise StationError("this unit's auths are only in escrow: the copy for resuming is gone")
-        generation, wrapped = copy
-        plain = self._services.signer.unwrap(_context(unit.unit, ek_name, generation), wrapped)
-        return messages.Auths(_auths_decoder.decode(plain.reveal()))
+        return messages.Auths(self._secrets.recover(unit.unit, ek_name))
+
+    def _copy_escrow(self, message: messages.CopyEscrow) -> messages.Copied:
+        self._joined()
+        copies = self._secrets.copy_escrow(self._bound(message.ek_name), self._recipe.escrow_copies())
+        return messages.Copied(copies)
 
     def _issue(self, message: messages.Issue) -> messages.Issued:
         unit = self._joined()
@@ -283,8 +270,3 @@ class VisitService:
         if self._ek_name is None or ek_name != self._ek_name:
             raise EkMismatch("the secrets on record are of another TPM")
         return ek_name
-
-
-def _context(unit: str, ek_name: bytes, generation: int) -> bytes:
-    """What a wrapped copy is bound to: it opens for this unit, this EK and this generation only."""
-    return b"hallmark resume\x00" + unit.encode() + b"\x00" + ek_name + b"\x00" + str(generation).encode()

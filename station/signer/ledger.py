@@ -85,6 +85,23 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         configuration BLOB CHECK (configuration IS NULL OR length(configuration) = 32)  -- SHA-256 of set.json
     ) STRICT;
     """,
+    """
+    CREATE TABLE device_keys (
+        unit TEXT NOT NULL,
+        purpose TEXT NOT NULL CHECK (purpose IN ('symmetric', 'private-key')),
+        registration_id TEXT NOT NULL,
+        origin TEXT NOT NULL,                                 -- 'random', 'group LABEL' or 'made KEY-TYPE'
+        print BLOB NOT NULL UNIQUE CHECK (length(print) = 32),-- by which the key is known again, without being told
+        kept BLOB,                                            -- the key, wrapped under the token's; NULL: forgotten
+        verifier BLOB,                                        -- what checks a proof, wrapped
+        upload BLOB NOT NULL,                                 -- sealed to the uploader; empty for what is not uploaded
+        spki BLOB NOT NULL,                                   -- of a private key, DER
+        made_at INTEGER NOT NULL,                             -- Unix seconds
+        PRIMARY KEY (unit, purpose),
+        UNIQUE (registration_id, purpose)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX device_keys_kept ON device_keys (made_at) WHERE kept IS NOT NULL;
+    """,
 )
 
 
@@ -268,6 +285,7 @@ def opened(folder: Path) -> Iterator[Ledger]:
             db.execute("PRAGMA synchronous = EXTRA")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA secure_delete = ON")
             _migrate(db)
             durable.sync_folder(folder)
         yield Ledger(db)

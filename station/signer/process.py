@@ -18,19 +18,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hal.call import Cancel
 from hal.driver import Bindings
 from hal.errors import ConfigError
-from hal.interfaces import CaToken, SecretWrap, TokenPin
+from hal.interfaces import CaToken, DeviceSecrets, SecretWrap, TokenPin
 from hal.registry import load
 from station import notify, wire
 from station.config import Configuration, load_configuration
 from station.paths import Paths
+from station.sealing import load_upload_key
 from station.signer import durable, ledger
 from station.signer.administration import Administration
+from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generation, Generations
 from station.signer.issuing import Issuer, utc_now
+from station.signer.key_ledger import KeyLedger
 from station.signer.overrun import Overrun
 from station.signer.pin import PinDescriptor, PinFile, PinGuard
 from station.signer.profiles import load_profiles
@@ -52,6 +56,7 @@ _log = structlog.get_logger()
 class OpenToken:
     token: CaToken
     wrap: SecretWrap
+    secrets: DeviceSecrets
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class OpenCa:
 
     token: CaToken
     wrap: SecretWrap
+    secrets: DeviceSecrets
     ledger: ledger.Ledger
     generations: Generations
     administration: Administration
@@ -86,7 +92,7 @@ def open_token(
     """The token that station.toml's [signer] names. Only under `ledger.sole_user`, which guards its PIN's mark."""
     section = configuration.file.signer
     driver = configuration.registry.get(section.driver)
-    if CaToken not in driver.offers or SecretWrap not in driver.offers:
+    if not {CaToken, SecretWrap, DeviceSecrets} <= driver.offers:
         message = f"driver {driver.name!r} offers no CA token; expected one that does"
         raise configuration.source.error(("signer", "driver"), message)
     given: dict[str, Any] = dict(section.settings)
@@ -98,11 +104,13 @@ def open_token(
     source = pin or PinFile(paths.credential(PIN_CREDENTIAL))
     needs.add("signer", TokenPin, PinGuard(paths.signer_state, source))
     with driver.open(settings, needs) as offered:
-        token, wrap = offered[CaToken], offered[SecretWrap]
-        if not isinstance(token, CaToken) or not isinstance(wrap, SecretWrap):
+        token, wrap, secrets = offered[CaToken], offered[SecretWrap], offered[DeviceSecrets]
+        if not (
+            isinstance(token, CaToken) and isinstance(wrap, SecretWrap) and isinstance(secrets, DeviceSecrets)
+        ):
             message = f"driver {driver.name!r} does not give the CA token that it offers"
             raise ConfigError(message)
-        yield OpenToken(token, wrap)
+        yield OpenToken(token, wrap, secrets)
 
 
 @contextlib.contextmanager
@@ -121,7 +129,7 @@ def open_ca(configuration: Configuration, pin: PinFile | PinDescriptor | None = 
             configuration.file.station.name, section, folder, book, opened.token, generations, utc_now
         )
         administration.refresh_copies()
-        yield OpenCa(opened.token, opened.wrap, book, generations, administration)
+        yield OpenCa(opened.token, opened.wrap, opened.secrets, book, generations, administration)
 
 
 def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None) -> int:
@@ -146,6 +154,7 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
         digest = bytes.fromhex(configuration.digest)
         issuer = Issuer(opened.ledger, opened.token, generations, profiles, configuration=digest)
         label = str(section.settings.get("token", section.driver))
+        keys = DeviceKeys(KeyLedger(opened.ledger), opened.secrets, opened.wrap, _uploader(configuration))
         service = Service(
             supervisor,
             issuer,
@@ -156,6 +165,7 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
             section.wrap_key,
             label,
             overrun,
+            keys,
         )
         server = stack.enter_context(_server(paths))
         looking = threading.Thread(target=supervisor.run, args=(stop,), name="supervisor", daemon=True)
@@ -182,6 +192,12 @@ def _check_mode(configuration: Configuration, generations: Generations) -> None:
         )
         hint = "Install a certificate of the production root: `hallmark ca csr`."
     raise ConfigError(message, hint=hint)
+
+
+def _uploader(configuration: Configuration) -> ec.EllipticCurvePublicKey | None:
+    """Whom keys for the cloud are sealed to: by our own configuration, never by who asks."""
+    name = configuration.file.device_keys.upload_key
+    return load_upload_key(configuration.path(name)) if name else None
 
 
 @contextlib.contextmanager

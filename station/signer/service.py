@@ -30,6 +30,7 @@ from station import messages
 from station.notify import Watchdog
 from station.signer.administration import Administration
 from station.signer.ceremony import CALL_SECONDS
+from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generations
 from station.signer.issuing import Issuer, utc_now
 from station.signer.ledger import Ledger
@@ -56,11 +57,12 @@ class Service:
         wrap_key: str,
         label: str,
         overrun: Overrun,
+        keys: DeviceKeys,
     ) -> None:
         self._supervisor, self._issuer = supervisor, issuer
         self._generations, self._administration = generations, administration
         self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
-        self._overrun = overrun
+        self._overrun, self._keys = overrun, keys
         self._never = Cancel()  # a request that has begun is finished, also when the signer is to stop
 
     def answer(self, asked: messages.ToSigner, by: str | None = None) -> messages.FromSigner:
@@ -92,11 +94,14 @@ class Service:
                     return messages.Issued(self._issuer.issue(call, asked))
             case messages.WrapSecret():
                 with self._overrun.call("wrap", self._never) as call:
-                    sealed = self._wrap.wrap(call, self._wrap_key, asked.context, Secret(asked.plain))
+                    sealed = self._wrap.wrap(
+                        call, self._label_of(asked.key), asked.context, Secret(asked.plain)
+                    )
                     return messages.Wrapped(sealed)
             case messages.UnwrapSecret():
                 with self._overrun.call("unwrap", self._never) as call:
-                    plain = self._wrap.unwrap(call, self._wrap_key, asked.context, asked.wrapped)
+                    label = self._label_of(asked.key)
+                    plain = self._wrap.unwrap(call, label, asked.context, asked.wrapped)
                     return messages.Unwrapped(plain.reveal())
             case messages.MakeCaRequest() | messages.InstallCa() | messages.ActivateCa():
                 if by is None:
@@ -104,6 +109,33 @@ class Service:
                     raise StationError(message, hint="Run the command with sudo.")
                 with self._overrun.call("ca", self._never, CALL_SECONDS) as call:
                     return self._administration.answer(call, asked, by)
+            case messages.SealKey():
+                with self._overrun.call("key", self._never) as call:
+                    return self._keys.seal(call, asked)
+            case messages.SealWrapped():
+                with self._overrun.call("key", self._never) as call:
+                    return self._keys.seal_wrapped(call, asked, self._wrap_key)
+            case messages.CheckKey():
+                with self._overrun.call("key", self._never) as call:
+                    self._keys.check(call, asked)
+                return messages.Ok()
+            case messages.ForgetKeys():
+                self._keys.forget(asked.units)
+                return messages.Ok()
+            case messages.KeptKeys():
+                return messages.Kept(self._keys.kept())
+            case messages.DestroyWrapKey():
+                if not asked.key:
+                    message = "only keys of a work order or day are destroyed"
+                    raise ProtocolViolation(message)
+                with self._overrun.call("destroy", self._never) as call:
+                    self._wrap.destroy(call, self._label_of(asked.key))
+                _log.info("wrap key destroyed", key=asked.key)
+                return messages.Ok()
+
+    def _label_of(self, key: str) -> str:
+        """The token's label: below the configured one, which no other key's begins with (see `station.config`)."""
+        return f"{self._wrap_key}-{key}" if key else self._wrap_key
 
     def _state(self) -> messages.SignerState:
         seen = self._supervisor.condition

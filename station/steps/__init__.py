@@ -12,6 +12,7 @@ from station.steps import (
     final_check,
     flash,
     key_identity,
+    symmetric_key,
     tpm_identity,
     tpm_ownership,
 )
@@ -23,6 +24,7 @@ STEPS: Final[dict[str, Step]] = {
         tpm_identity.STEP,
         key_identity.STEP,
         tpm_ownership.STEP,
+        symmetric_key.STEP,
         certificate.STEP,
         configure.STEP,
         final_check.STEP,

@@ -29,8 +29,8 @@ from station.action import Action, Look, Need, Step, Trip
 from station.messages import Facts
 from station.protection import check_lifetime
 from station.signature import spki, verify_signature
-from station.steps.tpm_identity import current_ek
-from station.steps.tpm_ownership import auth
+from station.steps.current_ek import current_ek
+from station.steps.tpm_auths import auth
 
 NONCE_LENGTH: Final = 32
 KEY_SECONDS: Final = 300.0
@@ -64,8 +64,6 @@ class Options(Struct, frozen=True):
         ]
         | None
     ) = None
-    untrusted_ek: Annotated[Literal["refuse", "accept"], Meta(description="'refuse' or 'accept'")] = "refuse"
-    """Whether a key in a TPM gets a certificate although nothing vouches for that TPM's EK."""
 
 
 def _place(trip: Trip) -> KeyPlace:

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
-from hal.errors import EkMismatch, PossessionUnproven, SelfTestFailed, VerifyMismatch, quote
-from hal.interfaces import CertificateStore, EndorsementIdentity, FirmwareTarget, Ownership, SelfTest
+from hal.errors import (
+    EkMismatch,
+    PlatformOpen,
+    PossessionUnproven,
+    SelfTestFailed,
+    VerifyMismatch,
+    quote,
+)
+from hal.interfaces import (
+    CertificateStore,
+    Custody,
+    EndorsementIdentity,
+    FirmwareTarget,
+    Ownership,
+    SelfTest,
+)
 from hal.types import Hierarchy
 from station.action import Action, Look, NoOptions, Step, Trip
 from station.ek_choice import EK_HANDLE
@@ -61,7 +75,8 @@ class Tpm(Look):
         wanted = frozenset(Hierarchy(str(name)) for name in trip.words("auths"))
         if state.srk != trip.octets("srk_public") or state.auths_set != wanted:
             raise VerifyMismatch("the TPM's SRK or auths are not as this visit left them")
-        # Empty platform auth undoes everything: it is recorded here so that an auditor sees it.
+        if trip.facts.get("platform") == "closed" and trip.need(Custody).platform_open(trip.call):
+            raise PlatformOpen("the TPM's platform hierarchy was closed, and is open now")
         return {"platform_enabled": state.platform_enabled, "lockout_counter": state.lockout_counter}
 
 

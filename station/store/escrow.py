@@ -12,7 +12,7 @@ import apsw
 import msgspec
 
 from hal.errors import EkMismatch, StationError
-from station.store import audit, visits
+from station.store import audit, visits, wrap_keys
 
 _names: Final[msgspec.msgpack.Decoder[list[str]]] = msgspec.msgpack.Decoder(list[str])
 
@@ -33,8 +33,12 @@ def protect(
     sealed: bytes,
     wrapped: bytes,
     generation: int | None,
+    key: str = "",
 ) -> int:
-    """Adds the escrow row and the copy for resume. Both, before any of these auth values is set on the device."""
+    """Adds the escrow row and the copy for resume. Both, before any of these auth values is set on the device.
+
+    `key` is the token key that wrapped the copy (`wrap_keys`).
+    """
     here = visits.get_open(db, visit)
     unit = here.joined()
     _check_ek(db, unit, ek_name)
@@ -50,6 +54,8 @@ def protect(
         "INSERT INTO resume_copies (ek_name, generation, wrapped) VALUES (?, ?, ?)",
         (ek_name, number, wrapped),
     )
+    if key:
+        wrap_keys.note(db, ek_name, number, key)
     audit.append(
         db,
         now,
@@ -90,6 +96,38 @@ def standing(db: apsw.Connection, unit: str) -> tuple[list[str], bool]:
         (unit,),
     ).fetchone()
     return (_names.decode(row[0]), bool(row[1])) if row else ([], False)
+
+
+def newest(db: apsw.Connection, visit: str, ek_name: bytes) -> tuple[int, bytes] | None:
+    """(generation, sealed) of the newest record of the joined unit's own EK; EkMismatch for any other."""
+    _check_ek(db, visits.get_open(db, visit).joined(), ek_name)
+    row = db.execute(
+        "SELECT generation, sealed FROM escrows WHERE ek_name = ? ORDER BY generation DESC LIMIT 1",
+        (ek_name,),
+    ).fetchone()
+    return (int(row[0]), bytes(row[1])) if row else None
+
+
+def places(db: apsw.Connection, ek_name: bytes, generation: int) -> list[str]:
+    """Where else that record is durable, beside this database."""
+    rows = db.execute(
+        "SELECT place FROM escrow_copies WHERE (ek_name, generation) = (?, ?) ORDER BY recorded",
+        (ek_name, generation),
+    )
+    return [str(place) for (place,) in rows]
+
+
+def copied(db: apsw.Connection, now: int, visit: str, ek_name: bytes, generation: int, place: str) -> None:
+    """The record is durable at `place`, too."""
+    here = visits.get_open(db, visit)
+    db.execute(
+        "INSERT INTO escrow_copies (ek_name, generation, place, recorded) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT DO NOTHING",
+        (ek_name, generation, place, now),
+    )
+    if db.changes():
+        fields: dict[str, audit.Value] = {"generation": generation, "place": place}
+        audit.append(db, now, "escrow-copied", unit=here.joined(), visit=visit, nest=here.nest, fields=fields)
 
 
 def _check_ek(db: apsw.Connection, unit: str, ek_name: bytes) -> None:

@@ -16,7 +16,7 @@ import apsw
 
 from hal.errors import IdentityConflict, ProtocolViolation, Quarantined, quote
 from station.messages import Unit
-from station.store import audit, escrow, keys, orders, visits
+from station.store import audit, escrow, keys, orders, owned_tpms, visits
 from station.store.known_boards import (
     ANOTHER_EK,
     ANOTHER_SERIAL,
@@ -146,6 +146,7 @@ def describe(db: apsw.Connection, unit: str, *, returning: bool) -> Unit:
         escrowed=hierarchies,
         resumable=resumable,
         intents=visits.intents_of(db, unit),
+        may_clear=owned_tpms.permitted(db, unit) is not None,
     )
 
 

@@ -6,7 +6,7 @@ None of these is decided here: a replaced part, a cloned TPM and a mistake look 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,10 +14,12 @@ import apsw
 import msgspec
 
 from hal.errors import IdentityConflict, StationError
-from station.store import audit, decisions
+from station.store import audit, decisions, escrow
 from station.store.decisions import Decision
 
 Claim = tuple[str, str]
+Effects = Mapping[tuple[str, str], Callable[[apsw.Connection, int, Decision], None]]
+"""What the answers to each kind of question bring about, in the answer's transaction."""
 
 ANOTHER_EK: Final = "another-ek"
 """A board that claims a known unit's serial or MAC shows another EK or key. `other` is the unit it claims to be."""
@@ -94,7 +96,7 @@ def set_aside(
         nest=nest,
     )
     for name in filter(None, (unit, doubt.other)):
-        _quarantine(db, now, name, asked)
+        quarantine(db, now, name, asked)
     return IdentityConflict(doubt.message, hint=f"{HINT} This is number {asked.id}.")
 
 
@@ -113,10 +115,21 @@ def check_free(db: apsw.Connection, unit: str) -> None:
         )
 
 
-def decide(db: apsw.Connection, now: int, number: int, choice: str, reason: str, by: str) -> Decision:
-    """Records the answer and carries it out, in the caller's transaction. See `decisions.answer` for what it raises."""
+def decide(
+    db: apsw.Connection,
+    now: int,
+    number: int,
+    choice: str,
+    reason: str,
+    by: str,
+    effects: Effects | None = None,
+) -> Decision:
+    """Records the answer and carries it out, in the caller's transaction. See `decisions.answer` for what it raises.
+
+    `effects` are those of other rooms' questions.
+    """
     made = decisions.answer(db, now, number, choice, reason, by)
-    carry_out = _EFFECTS.get((made.kind, choice))
+    carry_out = {**EFFECTS, **(effects or {})}.get((made.kind, choice))
     if carry_out is not None:
         carry_out(db, now, made)
     return made
@@ -128,8 +141,8 @@ def decide(db: apsw.Connection, now: int, number: int, choice: str, reason: str,
 def _replaced(db: apsw.Connection, now: int, made: Decision) -> None:
     unit, other = made.details["unit"], made.details["other"]
     db.execute("UPDATE identifiers SET unit = ? WHERE unit = ? AND strong = 0", (unit, other))
-    _retire(db, now, other, made, f"its TPM or key was replaced; the board is unit {_name(db, unit)} now")
-    _release(db, now, unit, made)
+    retire(db, now, other, made, f"its TPM or key was replaced; the board is unit {_name(db, unit)} now")
+    release(db, now, unit, made)
 
 
 def _two_boards(db: apsw.Connection, now: int, made: Decision) -> None:
@@ -138,20 +151,20 @@ def _two_boards(db: apsw.Connection, now: int, made: Decision) -> None:
         "INSERT INTO allowed_claims (kind, value, unit, decision) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (made.details["claim_kind"], made.details["claim_value"], unit, made.id),
     )
-    _release(db, now, unit, made)
-    _release(db, now, other, made)
+    release(db, now, unit, made)
+    release(db, now, other, made)
 
 
 def _reject(db: apsw.Connection, now: int, made: Decision) -> None:
-    _retire(db, now, made.details["unit"], made, "rejected")
-    _release(db, now, made.details["other"], made)
+    retire(db, now, made.details["unit"], made, "rejected")
+    release(db, now, made.details["other"], made)
 
 
 def _moved(db: apsw.Connection, now: int, made: Decision) -> None:
     unit, kind, value = (made.details[key] for key in ("unit", "claim_kind", "claim_value"))
     db.execute("UPDATE identifiers SET unit = ? WHERE kind = ? AND value = ?", (unit, kind, value))
-    _release(db, now, unit, made)
-    _release(db, now, made.details["other"], made)
+    release(db, now, unit, made)
+    release(db, now, made.details["other"], made)
 
 
 def _same_board(db: apsw.Connection, now: int, made: Decision) -> None:
@@ -165,18 +178,18 @@ def _same_board(db: apsw.Connection, now: int, made: Decision) -> None:
             " ON CONFLICT (kind, value) DO NOTHING",
             (kind, value, unit, visit, now),
         )
-    _release(db, now, unit, made)
+    release(db, now, unit, made)
 
 
 def _moved_between_nests(db: apsw.Connection, now: int, made: Decision) -> None:
-    _release(db, now, made.details["unit"], made)
+    release(db, now, made.details["unit"], made)
 
 
 def _clone(db: apsw.Connection, now: int, made: Decision) -> None:
-    _retire(db, now, made.details["unit"], made, "two boards show its identity")
+    retire(db, now, made.details["unit"], made, "two boards show its identity")
 
 
-_EFFECTS: Final[dict[tuple[str, str], Callable[[apsw.Connection, int, Decision], None]]] = {
+EFFECTS: Final[Effects] = {
     (ANOTHER_EK, REPLACED): _replaced,
     (ANOTHER_EK, TWO_BOARDS): _two_boards,
     (ANOTHER_EK, REJECT): _reject,
@@ -190,7 +203,7 @@ _EFFECTS: Final[dict[tuple[str, str], Callable[[apsw.Connection, int, Decision],
 }
 
 
-def _quarantine(db: apsw.Connection, now: int, unit: str, asked: Decision) -> None:
+def quarantine(db: apsw.Connection, now: int, unit: str, asked: Decision) -> None:
     """A unit that is aside already stays so for its first reason."""
     reason = f"{WAITS_FOR}{asked.id}: {asked.question}"
     db.execute("UPDATE units SET quarantine = ? WHERE unit = ? AND quarantine IS NULL", (reason, unit))
@@ -198,7 +211,7 @@ def _quarantine(db: apsw.Connection, now: int, unit: str, asked: Decision) -> No
         audit.append(db, now, "quarantined", unit=unit, fields={"reason": reason, "by": "station"})
 
 
-def _release(db: apsw.Connection, now: int, unit: str, made: Decision) -> None:
+def release(db: apsw.Connection, now: int, unit: str, made: Decision) -> None:
     """Ends the quarantine that this question began, and no other."""
     db.execute(
         "UPDATE units SET quarantine = NULL WHERE unit = ? AND quarantine = ?",
@@ -208,9 +221,10 @@ def _release(db: apsw.Connection, now: int, unit: str, made: Decision) -> None:
         audit.append(db, now, "released", unit=unit, fields={"reason": made.reason, "by": made.by})
 
 
-def _retire(db: apsw.Connection, now: int, unit: str, made: Decision, why: str) -> None:
+def retire(db: apsw.Connection, now: int, unit: str, made: Decision, why: str) -> None:
     """Out for good. What is queued for it isn't sent any more; what a service took already is named for a person."""
     text = f"{why} (decision {made.id})"
+    escrow.forget(db, unit)
     db.execute(
         "UPDATE units SET retired = coalesce(retired, ?), quarantine = NULL WHERE unit = ?", (text, unit)
     )

@@ -5,6 +5,7 @@ Each question is bounded by a limit. Times leave as Unix seconds; octets as they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import apsw
@@ -13,9 +14,8 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import audit, certificates, decisions, identity, trust, visits
+from station.store import audit, certificates, decisions, identity, visits
 from station.store.decisions import Decision
-from station.trust.verdict import Verdict
 
 PART_LIMIT: Final = 200
 """Rows of each part (actions, visits, events ...) of one unit's record: the newest."""
@@ -122,8 +122,6 @@ class UnitRecord(Struct, frozen=True):
     escrows: list[EscrowRecord]
     outbox: list[OutboxRecord]
     events: list[EventView]
-    ek_verdict: Verdict | None = None
-    """What vouches for its EK, as its latest visit found."""
     decisions: list[Decision] = []
     """Questions about this unit that a person was asked, and the answers."""
 
@@ -160,6 +158,15 @@ def units(db: apsw.Connection, limit: int, after: str | None, query: str | None)
     return [_summary(*row) for row in rows]
 
 
+def passed(db: apsw.Connection, units: Sequence[str]) -> list[str]:
+    """Those of `units` that have passed, in their order."""
+    return [
+        unit
+        for unit in units
+        if db.execute("SELECT 1 FROM units WHERE unit = ? AND passed IS NOT NULL", (unit,)).fetchone()
+    ]
+
+
 def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
     """The whole record by unit ID or registration ID, None where there is none."""
     found = identity.unit_of(db, name)
@@ -178,7 +185,6 @@ def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
         outbox=_outbox_of(db, found),
         decisions=decisions.of_unit(db, found),
         events=audit.events_of(db, found, PART_LIMIT),
-        ek_verdict=trust.verdict_of(db, found),
     )
 
 

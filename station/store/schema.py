@@ -323,44 +323,40 @@ CREATE TABLE releases (
 ALTER TABLE visits ADD COLUMN configuration BLOB CHECK (configuration IS NULL OR length(configuration) = 32);
 """
 
-TRUST: Final = """
-CREATE TABLE ek_lists (
-    id        INTEGER PRIMARY KEY AUTOINCREMENT,
-    lot       TEXT NOT NULL,
-    vendor    TEXT NOT NULL,
-    created   INTEGER NOT NULL,                               -- as whoever signed it says
-    entries   INTEGER NOT NULL CHECK (entries >= 0),
-    sha256    BLOB NOT NULL CHECK (length(sha256) = 32),      -- of the signed file
-    signer    TEXT NOT NULL,
-    state     TEXT NOT NULL CHECK (state IN ('importing', 'active', 'superseded')),
-    imported  INTEGER NOT NULL
+WRAP_KEYS: Final = """
+-- Token keys that wrap copies for resume, one for each work order or day. `retired`: never used again from then on.
+CREATE TABLE wrap_keys (
+    key        TEXT PRIMARY KEY NOT NULL,
+    scope      TEXT NOT NULL,
+    made       INTEGER NOT NULL,
+    retired    INTEGER,
+    destroyed  INTEGER,
+    CHECK (destroyed IS NULL OR retired IS NOT NULL)
 ) STRICT;
-CREATE UNIQUE INDEX ek_lists_lot ON ek_lists (lot) WHERE state = 'active';
--- By Name first: an EK is looked up at each visit, a whole list is read once a shift.
-CREATE TABLE ek_list_entries (
-    ek_name  BLOB NOT NULL,
-    list     INTEGER NOT NULL REFERENCES ek_lists (id),
-    PRIMARY KEY (ek_name, list)
-) STRICT, WITHOUT ROWID;
+CREATE UNIQUE INDEX wrap_keys_current ON wrap_keys (scope) WHERE retired IS NULL;
+CREATE INDEX wrap_keys_left ON wrap_keys (made) WHERE destroyed IS NULL;
 
-CREATE TABLE ek_verdicts (
-    visit     TEXT NOT NULL REFERENCES visits (visit),
-    ek_name   BLOB NOT NULL,
-    recorded  INTEGER NOT NULL,
-    verdict   TEXT NOT NULL,                                  -- JSON object
-    PRIMARY KEY (visit, ek_name)
+CREATE TABLE resume_keys (
+    ek_name     BLOB NOT NULL,
+    generation  INTEGER NOT NULL,
+    key         TEXT NOT NULL REFERENCES wrap_keys (key),
+    PRIMARY KEY (ek_name, generation),
+    FOREIGN KEY (ek_name, generation) REFERENCES resume_copies (ek_name, generation) ON DELETE CASCADE
 ) STRICT;
+CREATE INDEX resume_keys_key ON resume_keys (key);
 
--- Outlives the bundle's files: an older one is recognised although the newer one was removed.
-CREATE TABLE trust_bundles (
-    serial     INTEGER PRIMARY KEY NOT NULL CHECK (serial > 0),
-    sha256     BLOB NOT NULL CHECK (length(sha256) = 32),
-    signer     TEXT NOT NULL,
-    installed  INTEGER NOT NULL
+-- Where else an escrow record is, durably: the station's own row is not among them.
+CREATE TABLE escrow_copies (
+    ek_name     BLOB NOT NULL,
+    generation  INTEGER NOT NULL,
+    place       TEXT NOT NULL,
+    recorded    INTEGER NOT NULL,
+    PRIMARY KEY (ek_name, generation, place),
+    FOREIGN KEY (ek_name, generation) REFERENCES escrows (ek_name, generation)
 ) STRICT;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, TRUST)
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, WRAP_KEYS)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -24,28 +24,26 @@ from station.store import (
     audit_tree,
     certificates,
     decisions,
-    ek_lists,
     escrow,
     identity,
     keys,
     known_boards,
     orders,
     outbox,
+    owned_tpms,
     passing,
     records,
     releases,
-    trust,
     visits,
+    wrap_keys,
 )
 from station.store.ballast import SIZE
 from station.store.database import FULL_HINT
 from station.store.decisions import Decision
-from station.store.ek_lists import EkList, ListedKey, Listing
 from station.store.orders import WorkOrder
 from station.store.outbox import Depth
 from station.store.readers import Readers
 from station.store.writing import Writing
-from station.trust.verdict import Verdict
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -167,9 +165,40 @@ class Store:
         sealed: bytes,
         wrapped: bytes,
         generation: int | None = None,
+        key: str = "",
     ) -> int:
         """Escrow row and resume copy in one transaction. StationError when `generation` isn't the next one."""
-        return self._write(escrow.protect, visit, ek_name, hierarchies, sealed, wrapped, generation)
+        return self._write(escrow.protect, visit, ek_name, hierarchies, sealed, wrapped, generation, key)
+
+    def wrap_key(self, visit: str) -> str:
+        """The token key for this visit's secrets, durably known before it is made."""
+        return self._write(wrap_keys.current, visit)
+
+    def resume_key(self, ek_name: bytes, generation: int) -> str:
+        """The token key that wrapped a copy; empty for one of an older release."""
+        return self._readers.read(lambda db: wrap_keys.of_copy(db, ek_name, generation))
+
+    def retire_wrap_keys(self) -> list[str]:
+        """The token keys to be destroyed now, never used again. Empty, and nothing written, while there are none."""
+        if not self._readers.read(lambda db: wrap_keys.spent(db, self._clock())):
+            return []
+        return self._write(wrap_keys.retire)
+
+    def wrap_key_destroyed(self, key: str) -> None:
+        """The token has it no more."""
+        self._write(wrap_keys.destroyed, key)
+
+    def newest_escrow(self, visit: str, ek_name: bytes) -> tuple[int, bytes] | None:
+        """(generation, sealed) of the joined unit's own EK: else EkMismatch."""
+        return self._readers.read(lambda db: escrow.newest(db, visit, ek_name))
+
+    def escrow_places(self, ek_name: bytes, generation: int) -> list[str]:
+        """Where else that record is durable."""
+        return self._readers.read(lambda db: escrow.places(db, ek_name, generation))
+
+    def escrow_copied(self, visit: str, ek_name: bytes, generation: int, place: str) -> None:
+        """The record is durable at `place`, too."""
+        self._write(escrow.copied, visit, ek_name, generation, place)
 
     def resume_copies(self, visit: str, ek_name: bytes) -> list[tuple[int, bytes]]:
         """(generation, wrapped), newest first, for the joined unit's own EK only: else EkMismatch."""
@@ -252,7 +281,17 @@ class Store:
 
         LookupError for a question that doesn't wait, ValueError for a word that is no choice or a missing reason.
         """
-        return self._write(known_boards.decide, number, choice, reason, by)
+        made = self._write(known_boards.decide, number, choice, reason, by, owned_tpms.EFFECTS)
+        self._writable.writer.scrub()  # a unit that is out for good leaves no copy of secrets
+        return made
+
+    def ask_owned(self, visit: str, ek_name: bytes, message: str) -> Decision:
+        """Puts the visit's unit aside: somebody else owns its TPM, and an engineer is asked."""
+        return self._write(owned_tpms.ask, visit, ek_name, message)
+
+    def spend_clear(self, visit: str, means: str | None) -> None:
+        """The permission to clear, where there is one, ends: what it permits was done by `means`, or not needed."""
+        self._write(owned_tpms.spend, visit, means)
 
     def use_decision(self, number: int) -> Decision:
         """What an answer permits is done now, once. LookupError when it was done before."""
@@ -269,54 +308,6 @@ class Store:
     def decisions_waiting(self) -> int:
         """How many questions wait for a person."""
         return self._readers.read(decisions.waiting)
-
-    # --- trust in endorsement keys -----------------------------------------------------------------------------
-
-    def record_verdict(self, visit: str, ek_name: bytes, verdict: Verdict) -> None:
-        """Keeps the verdict on the EK that a visit found."""
-        self._write(trust.record_verdict, visit, ek_name, verdict)
-
-    def take_bundle(self, serial: int, sha256: bytes, signer: str) -> bool:
-        """A trust bundle takes effect; False when it had before. ConfigError for one older than one before it."""
-        return self._write(trust.take_bundle, serial, sha256, signer)
-
-    def newest_bundle(self) -> tuple[int, bytes] | None:
-        """Serial number and digest of the newest trust bundle that took effect here."""
-        return self._readers.read(trust.newest_bundle)
-
-    def ek_listed(self, ek_name: bytes) -> Listing | None:
-        """The vendor's list that names this EK."""
-        return self._readers.read(lambda db: ek_lists.find(db, ek_name))
-
-    def begin_ek_list(
-        self, lot: str, vendor: str, created: int, entries: int, sha256: bytes, signer: str
-    ) -> int | None:
-        """A place for a list's entries; None when it is there already."""
-        return self._write(ek_lists.begin, lot, vendor, created, entries, sha256, signer)
-
-    def add_ek_list_entries(self, number: int, names: Sequence[bytes]) -> None:
-        """EK Names of a list that is coming in."""
-        self._write(ek_lists.add, number, names)
-
-    def finish_ek_list(self, number: int) -> None:
-        """From here on the list counts."""
-        self._write(ek_lists.finish, number)
-
-    def sweep_ek_lists(self) -> bool:
-        """Removes some of what superseded and abandoned lists left; whether there may be more."""
-        return self._write(ek_lists.sweep)
-
-    def ek_lists(self) -> list[EkList]:
-        """The lists that count, by lot."""
-        return self._readers.read(ek_lists.lists)
-
-    def ek_list_entries(self, lot: str, after: bytes, limit: int) -> list[ListedKey]:
-        """A lot's EKs with a Name over `after`, in order, and the units that have them."""
-        return self._readers.read(lambda db: ek_lists.entries_of(db, lot, after, limit))
-
-    def unlisted_eks(self, after: str, limit: int) -> list[ListedKey]:
-        """EKs of units that no list names, in order of their Names in hex, over `after`."""
-        return self._readers.read(lambda db: ek_lists.unlisted(db, after, limit))
 
     # --- work orders -------------------------------------------------------------------------------------------
 
@@ -388,6 +379,10 @@ class Store:
     def unit(self, unit: str) -> records.UnitRecord | None:
         """The whole record by unit ID or registration ID."""
         return self._readers.read(lambda db: records.unit(db, unit))
+
+    def passed(self, units: Sequence[str]) -> list[str]:
+        """Those of `units` (unit IDs) that have passed."""
+        return self._readers.read(lambda db: records.passed(db, units))
 
     def outbox_items(
         self, limit: int, after: int = 0, state: str | None = None

@@ -7,22 +7,29 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Final, TypeVar
 
 from hal.call import Cancel
 from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation
 from hal.secret import Secret
-from hal.types import EndorsementKey, Enrollment, FirmwareImage, ResidencyProof, Sighting
+from hal.types import (
+    Enrollment,
+    FirmwareImage,
+    KeyPurpose,
+    ResidencyProof,
+    SealedKey,
+    Sighting,
+    TransportKey,
+)
 from station import messages
+from station.action import DeliveredKey
 from station.enrollment import to_json
 from station.messages import Facts
 from station.wire import Link, Problem
 
 R = TypeVar("R")
-MOST_OFFERED: Final = 16
-"""Certificates of the TPM's own chain that the station is asked to look at, as `messages.JudgeEk` bounds it."""
 PROGRESS_INTERVAL: Final = 0.1
 """Seconds between two progress messages of one phase."""
 ORPHAN_GRACE: Final = 2.0
@@ -47,10 +54,6 @@ class StationDesk:
 
     # --- Desk ---
 
-    def judge_ek(self, ek: EndorsementKey, chain: Sequence[bytes]) -> Facts:
-        offered = list(chain[:MOST_OFFERED])
-        return self._ask(messages.JudgeEk(ek.public, ek.certificate, offered), messages.EkVerdict).facts
-
     def join(
         self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]
     ) -> messages.Unit:
@@ -64,9 +67,24 @@ class StationDesk:
         reply = self._ask(messages.Recover(ek_name), messages.Auths)
         return {name: Secret(value) for name, value in reply.auths.items()}
 
+    def copy_escrow(self, ek_name: bytes) -> int:
+        return self._ask(messages.CopyEscrow(ek_name), messages.Copied).copies
+
     def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]:
         transcript: dict[str, bytes] = asdict(proof) if proof else {}
         return self._ask(messages.Issue(profile, csr, transcript), messages.Issued).chain
+
+    def challenge(self) -> bytes:
+        return self._ask(messages.Challenge(), messages.Challenged).nonce
+
+    def deliver_key(self, purpose: KeyPurpose, transport: TransportKey, identity: bytes) -> DeliveredKey:
+        request = messages.DeliverKey(purpose.value, transport.point, identity, transport.signature)
+        reply = self._ask(request, messages.Delivered)
+        sealed = SealedKey(purpose, reply.registration_id, reply.encapsulated, reply.ciphertext)
+        return DeliveredKey(sealed, reply.upload, reply.spki)
+
+    def prove_key(self, mac: bytes) -> None:
+        self._ask(messages.ProveKey(mac), messages.Ok)
 
     def image(self, name: str) -> FirmwareImage:
         """The trusted bytes, once a visit. The station has checked the manifest; this checks what came through."""

@@ -6,19 +6,22 @@ SoftHSM reads SOFTHSM2_CONF at C_Initialize, so each test points this process at
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from drivers.pkcs11.driver import DRIVER, Settings
 from drivers.pkcs11.owner import ModuleThread
 from hal.call import Call
-from hal.conformance import ca_token, secret_wrap
+from hal.conformance import ca_token, device_secrets, secret_wrap
 from hal.driver import Bindings
-from hal.errors import ConfigError, DeadlineExceeded, PinRejected, TokenAbsent, TokenError
-from hal.interfaces import CaToken, SecretWrap, TokenPin
+from hal.errors import ConfigError, DeadlineExceeded, KeyMissing, PinRejected, TokenAbsent, TokenError
+from hal.interfaces import CaToken, DeviceSecrets, SecretWrap, TokenPin
 from hal.secret import Secret
 from hal.types import KeyType, PinTries, PinVerdict, TokenCondition
 from tests.fixtures_signer import PIN, TOKEN, make_token, softhsm_module
@@ -76,6 +79,53 @@ def test_secret_wrap_contract(tokens: Path) -> None:
             yield token
 
     secret_wrap.check(open_wrap)
+
+
+def test_device_secrets_contract(tokens: Path) -> None:
+    @contextlib.contextmanager
+    def open_secrets() -> Iterator[DeviceSecrets]:
+        with opened(CountedPin()) as token:
+            assert isinstance(token, DeviceSecrets)
+            yield token
+
+    device_secrets.check(open_secrets)
+
+
+def test_private_keys_for_boards_come_in_every_type_and_leave_nothing_in_the_token(tokens: Path) -> None:
+    with opened(CountedPin()) as token:
+        assert isinstance(token, DeviceSecrets)
+        before = sorted(tokens.rglob("*"))
+        sizes = {
+            key_type: load_der_private_key(
+                token.make_private_key(Call.lasting(60), key_type).reveal(), None
+            ).key_size  # type: ignore[union-attr]
+            for key_type in KeyType
+        }
+        assert sizes == {KeyType.P256: 256, KeyType.P384: 384, KeyType.RSA2048: 2048, KeyType.RSA3072: 3072}
+        assert sorted(tokens.rglob("*")) == before
+
+
+def test_a_group_key_can_not_be_read_out_again(tokens: Path) -> None:
+    key = bytes(range(64))
+    with opened(CountedPin()) as token:
+        assert isinstance(token, DeviceSecrets)
+        token.import_group_key(Call.lasting(60), "line", Secret(key))
+        with pytest.raises(KeyMissing, match="no group key"):
+            assert isinstance(token, SecretWrap)
+            token.wrap(Call.lasting(60), "resume", b"", Secret(b"x"))
+            token.derive(Call.lasting(60), "resume", b"gw-1")
+    # By another process: this one's module has to be left as it is.
+    script = (
+        "import pkcs11, sys\nfrom pkcs11 import Attribute\n"
+        f"session = pkcs11.lib({str(softhsm_module())!r}).get_token(token_label={TOKEN!r}).open(user_pin={PIN!r})\n"
+        "(key,) = session.get_objects({Attribute.LABEL: 'line'})\n"
+        "assert (key[Attribute.SENSITIVE], key[Attribute.EXTRACTABLE]) == (True, False)\n"
+        "try:\n    key[Attribute.VALUE]\n"
+        "except pkcs11.AttributeSensitive:\n    print('sensitive')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "sensitive\n"
+    assert not any(key in file.read_bytes() for file in tokens.rglob("*") if file.is_file())
 
 
 def test_a_lost_token_is_told_and_comes_back_by_itself(tokens: Path) -> None:

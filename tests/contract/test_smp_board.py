@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import random
@@ -25,21 +26,31 @@ from hal.conformance import (
     device_identity,
     device_settings,
     firmware_target,
+    key_delivery,
     self_test,
     tpm_transport,
 )
-from hal.errors import Aborted, DeviceGone, DeviceRefused, FlashRejected, KeyConflict
+from hal.driver import Bindings
+from hal.errors import (
+    Aborted,
+    DeviceGone,
+    DeviceRefused,
+    FlashRejected,
+    KeyConflict,
+    ProtocolViolation,
+)
 from hal.interfaces import (
     CertificateStore,
     DeviceIdentity,
     DeviceSettings,
     FirmwareTarget,
+    KeyDelivery,
     KeyPlace,
     SelfTest,
     TpmTransport,
 )
 from hal.secret import EMPTY
-from hal.types import FirmwareImage, KeyType
+from hal.types import FirmwareImage, KeyPurpose, KeyType
 from tests.fixtures_smp import Board, MakeBoard, started_boards
 
 T = TypeVar("T")
@@ -202,6 +213,34 @@ def test_a_board_held_key_is_made_once_and_signs(
         assert request.is_signature_valid
         assert request.subject.rfc4514_string() == "CN=unit-7"
         assert place.prove(Call.lasting(30), bytes(32))
+
+
+@contextlib.contextmanager
+def bindings(board: Board) -> Iterator[Bindings]:
+    with board.open_all() as offered:
+        found = Bindings()
+        for interface, implementation in offered.items():
+            found.add("link", interface, implementation)
+        yield found
+
+
+def test_key_delivery_keeps_the_contract(emulated_board: MakeBoard, factory: tuple[str, str]) -> None:
+    # A small buffer, so that what is sealed goes in pieces.
+    board = emulated_board("--no-tpm", "--baud", "0", "--buf-size", "256", *factory)
+    key_delivery.check(lambda: bindings(board))
+    key_delivery.check_private(lambda: bindings(board))
+
+
+def test_a_transport_key_does_not_outlive_a_reset(
+    emulated_board: MakeBoard, factory: tuple[str, str]
+) -> None:
+    board = emulated_board("--no-tpm", "--baud", "0", *factory)
+    with opener(board, KeyDelivery) as delivery:
+        transport = delivery.transport_key(Call.lasting(30), bytes(32))
+        sealed = key_delivery.seal(transport, KeyPurpose.SYMMETRIC, bytes(range(32)))
+        board.command("power-cut 0.05")
+        with pytest.raises(ProtocolViolation, match="reset"):
+            delivery.install_key(Call.lasting(30), sealed)
 
 
 def test_tpm_keeps_the_contract(emulated_board: MakeBoard, factory: tuple[str, str]) -> None:

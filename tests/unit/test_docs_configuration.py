@@ -25,6 +25,7 @@ SECTIONS: dict[str, Any] = {
     "[[discovery]]": config.DiscoverySection,
     "[[nest]]": config.NestSection,
     "[signer]": config.SignerSection,
+    "[device_keys]": config.DeviceKeysSection,
     "[escrow]": config.EscrowSection,
     "[trust]": config.TrustSection,
     "[[sink]]": config.SinkSection,

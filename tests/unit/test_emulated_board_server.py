@@ -19,13 +19,14 @@ from smp.header import Version
 from smp.message import Request
 
 from drivers.emulated.board.bootloader import PRIMARY, SECONDARY, Bootloader, flash_size
+from drivers.emulated.board.delivery import Delivery
 from drivers.emulated.board.flash import SECTOR, Flash
 from drivers.emulated.board.images import Images
 from drivers.emulated.board.options import Options
 from drivers.emulated.board.power import Power
 from drivers.emulated.board.provisioning import Provisioning
 from drivers.emulated.board.server import HEADER, Server
-from drivers.emulated.board.storage import Files, KeyStore, Settings
+from drivers.emulated.board.storage import Files, KeyStore, SecretStore, Settings
 from drivers.emulated.board.stores import FilesGroup, SettingsGroup
 from drivers.emulated.board.system import System
 from drivers.emulated.image import build
@@ -52,13 +53,19 @@ class Rig:
         running = self.loader.boot()
         self.system = System(Options(folder, folder / "port", folder / "control", folder / "ek-ca"))
         self.tests_run = 0
+        keys = KeyStore(folder / "key.pem", power)
         groups: list[Any] = [self.system, Images(self.loader, running)]
         if running:
             groups += [
                 SettingsGroup(Settings(folder / "settings.json", power)),
                 FilesGroup(Files(folder / "files", power), BUFFER),
                 Provisioning(
-                    {"board": "gw-200"}, None, KeyStore(folder / "key.pem", power), self._tests, BUFFER
+                    {"board": "gw-200"},
+                    None,
+                    keys,
+                    Delivery(keys, SecretStore(folder / "secret.key", power)),
+                    self._tests,
+                    BUFFER,
                 ),
             ]
         self.server = Server([command for group in groups for command in group.commands()], BUFFER)

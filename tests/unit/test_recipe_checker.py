@@ -77,7 +77,7 @@ def test_the_recipes_that_ship_hold_together(tmp_path: Path, name: str) -> None:
         (HEAD + IDENTITY + FLASH + "within = 0.5\n", 8, "step[1].within", "1 to 600"),
         (HEAD + IDENTITY + FLASH + "within = true\n", 8, "step[1].within", "1 to 600"),
         (HEAD + IDENTITY + "ek_certificate = 'maybe'\n", 5, "step[0].ek_certificate", "'required', 'if-present'"),
-        (HEAD + IDENTITY + OWNERSHIP + "auths = ['platform']\n", 7, "step[1].auths", "'owner' and 'lockout'"),
+        (HEAD + IDENTITY + OWNERSHIP + "auths = ['platform']\n", 7, "step[1].auths", "'owner', 'endorsement' and"),
         (HEAD + IDENTITY + OWNERSHIP + "attestation = 'tpm'\n", 7, "step[1].attestation", "enroll step"),
         (HEAD + IDENTITY + CERTIFICATE + "key = 'p521'\n", 8, "step[1].key", "'p256', 'p384'"),
         (HEAD + IDENTITY + CERTIFICATE + "place = 'hsm'\n", 5, "step[1]", "KeyPlace by role 'hsm'"),

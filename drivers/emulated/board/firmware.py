@@ -21,6 +21,7 @@ from typing import Final, NoReturn
 from smp.os_management import BootMode
 
 from drivers.emulated.board.bootloader import Bootloader, flash_size
+from drivers.emulated.board.delivery import Delivery
 from drivers.emulated.board.flash import Flash
 from drivers.emulated.board.frames import Deframer, frame
 from drivers.emulated.board.images import Images
@@ -28,7 +29,7 @@ from drivers.emulated.board.options import Options
 from drivers.emulated.board.power import Power, Stage
 from drivers.emulated.board.provisioning import Provisioning
 from drivers.emulated.board.server import Server
-from drivers.emulated.board.storage import Files, KeyStore, Settings, mac_address, read_serial
+from drivers.emulated.board.storage import Files, KeyStore, SecretStore, Settings, mac_address, read_serial
 from drivers.emulated.board.stores import FilesGroup, SettingsGroup
 from drivers.emulated.board.system import System
 from drivers.emulated.board.tpm import Tpm, die_with_parent
@@ -138,7 +139,12 @@ class Firmware:
         settings = Settings(state / "settings.json", power)
         keys = KeyStore(state / "key.pem", power)
         provisioning = Provisioning(
-            identity, self._tpm, keys, lambda: self._self_test(bootloader), options.buf_size
+            identity,
+            self._tpm,
+            keys,
+            Delivery(keys, SecretStore(state / "secret.key", power)),
+            lambda: self._self_test(bootloader),
+            options.buf_size,
         )
         groups = (
             self._system,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from drivers.emulated.board import storage
+from drivers.emulated.board.delivery import Delivery
 from drivers.emulated.board.server import Answer, Command, Refusal
 from drivers.emulated.board.storage import KeyStore
 from drivers.emulated.board.tpm import HEADER_LENGTH, MESSAGE_LIMIT, Tpm
@@ -35,7 +36,13 @@ class _Transaction:
 
 class Provisioning:
     def __init__(
-        self, identity: Mapping[str, object], tpm: Tpm | None, keys: KeyStore, tests: Tests, buffer_size: int
+        self,
+        identity: Mapping[str, object],
+        tpm: Tpm | None,
+        keys: KeyStore,
+        delivery: Delivery,
+        tests: Tests,
+        buffer_size: int,
     ) -> None:
         """`identity`: the keys of the identify answer, but for `v` and `tpm`."""
         self._identity = identity
@@ -51,6 +58,9 @@ class Provisioning:
             vendor.Command.MAKE_KEY: self._make_key,
             vendor.Command.CSR: self._csr,
             vendor.Command.PROVE: self._prove,
+            vendor.Command.TRANSPORT_KEY: delivery.transport_key,
+            vendor.Command.INSTALL_KEY: delivery.install,
+            vendor.Command.PROVE_SECRET: delivery.prove,
         }
 
     def commands(self) -> list[Command]:

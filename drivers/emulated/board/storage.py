@@ -114,13 +114,34 @@ class KeyStore:
             key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         else:
             return None
+        self.keep(key)
+        return key
+
+    def keep(self, key: Key) -> None:
+        """Where there is none yet: whoever calls has looked."""
         pem = key.private_bytes(
             serialization.Encoding.PEM,
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
         replace(self._path, pem, self._power)
-        return key
+
+
+class SecretStore:
+    """The symmetric key that the board was given: written once."""
+
+    def __init__(self, path: Path, power: Power) -> None:
+        self._path = path
+        self._power = power
+
+    def read(self) -> bytes | None:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: bytes) -> None:
+        replace(self._path, key, self._power)
 
 
 def spki(key: Key) -> bytes:
