@@ -56,6 +56,7 @@ class SignerSection(Struct, frozen=True):
     ca_key: Word = "issuing-ca"
     canary_key: Word = "canary"
     wrap_key: Word = "resume"
+    audit_key: Word = "audit"
     profiles: str = "profiles"
 
 
@@ -95,6 +96,26 @@ class StatusSection(Struct, frozen=True):
     engineers: Word = "hallmark-engineers"
 
 
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$",
+        description="a URL without https://, at most 128 characters, no spaces",
+    ),
+]
+
+
+class AuditSection(Struct, frozen=True):
+    """`required`: no unit goes on without a checkpoint over the trail, at most `max_age` seconds and `max_records`
+    records old. `origin`: the beginning of the trail's name; empty for "hallmark/" and the station's name.
+    """
+
+    mode: Literal["off", "on", "required"] = "on"
+    origin: Origin | Literal[""] = ""
+    max_age: Size = 600
+    max_records: Size = 1000
+
+
 class PolicySection(Struct, frozen=True):
     """`long_lived_days`: a leaf that is valid for longer needs a key place that software can't copy it from."""
 
@@ -131,6 +152,7 @@ class StationFile(Struct, frozen=True):
     work_order: list[WorkOrderSection] = []
     status: StatusSection = StatusSection()
     policy: PolicySection = PolicySection()
+    audit: AuditSection = AuditSection()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from station.config import Configuration
 from station.nest.nest import Nest
 from station.nest.out_of_service import OutOfService
 from station.status.view import (
+    AuditView,
     ClockView,
     ConfigurationView,
     DiskView,
@@ -45,9 +46,12 @@ class Overview:
         nests: Mapping[str, Nest | OutOfService],
         token: Callable[[], TokenView],
         problems: Callable[[], list[str]],
+        audit: Callable[[], AuditView],
+        checkpoint: Callable[[], object],
     ) -> None:
         self._configuration, self._store, self._nests = configuration, store, nests
         self._token, self._problems = token, problems
+        self._audit, self._checkpoint = audit, checkpoint
         self._state = StationState.RUNNING
         self._began, self._started_at = time.monotonic(), time.time()
         self._newest_at = max((event.at for event in store.events(store.last_event() - 1, 1)), default=0.0)
@@ -77,6 +81,7 @@ class Overview:
             token=self._token(),
             disk=DiskView(usage.free, usage.total, usage.free < file.station.minimum_free_mib * MIB),
             clock=self._clock(),
+            audit=self._audit(),
             work_orders=[
                 WorkOrderView(order.id, order.sku, order.quantity, order.passed)
                 for order in self._store.work_orders()
@@ -130,6 +135,10 @@ class Overview:
         self._state = state
         for nest in self._nests.values():
             nest.hold(state is not StationState.RUNNING)
+
+    def checkpoint(self, by: str) -> None:
+        self._store.append_event("checkpoint-asked", fields={"by": by})
+        self._checkpoint()
 
     def retry(self, nest: str, by: str) -> None:
         if nest not in self._nests:

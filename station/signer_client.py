@@ -21,8 +21,9 @@ CEREMONY_SECONDS: Final = 660.0
 class SignerClient:
     """Raises the signer's own errors, and PeerUnavailable while it isn't there."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, seconds: float = ANSWER_SECONDS) -> None:
+        """`seconds`: how long an answer may take."""
+        self._path, self._seconds = path, seconds
 
     def state(self) -> messages.SignerState:
         return self._ask(messages.SignerStatus(), messages.SignerState)
@@ -46,6 +47,14 @@ class SignerClient:
         """Returns when the token has it no more; what it has wrapped opens never again."""
         self._ask(messages.DestroyWrapKey(key), messages.Ok)
 
+    def audit_head(self) -> messages.TrailHead:
+        """What was signed last of an audit trail."""
+        return self._ask(messages.AuditHead(), messages.TrailHead)
+
+    def sign_checkpoint(self, request: messages.SignCheckpoint) -> messages.SignedCheckpoint:
+        """AuditBroken when the head is not a continuation of what was signed before."""
+        return self._ask(request, messages.SignedCheckpoint)
+
     def administer(self, asked: CaAsked) -> CaSays:
         """What people do to the CA. Waits longer: an old chip makes a key in minutes."""
         reply: tuple[type[CaSays], ...] = (messages.CaRequest, messages.CaGeneration)
@@ -67,12 +76,10 @@ class SignerClient:
         """Returns when what was kept of them is gone."""
         self._ask(messages.ForgetKeys(units), messages.Ok)
 
-    def _ask(
-        self, request: object, reply: type[R] | tuple[type[R], ...], seconds: float = ANSWER_SECONDS
-    ) -> R:
+    def _ask(self, request: object, reply: type[R] | tuple[type[R], ...], seconds: float | None = None) -> R:
         link: Link[messages.FromSigner] = connect(self._path, messages.FromSigner)
         try:
-            link.settimeout(seconds)
+            link.settimeout(seconds or self._seconds)
             link.send(request)
             answer = link.receive()
         except TimeoutError as error:

@@ -20,6 +20,7 @@ from hal.errors import ConfigError, HallmarkError, RecipeError
 from hal.interfaces import Discovery
 from hal.registry import shadowing
 from hal.types import DiscoveryFault
+from station.checkpoints import STOP_SECONDS, Checkpoints
 from station.config import Configuration, DiscoverySection, NestSection
 from station.credentials import FileCredentials
 from station.escrow_media import Medium
@@ -64,12 +65,16 @@ class Supervisor:
         self._places = Places(self._nest_at)
         signer = SignerClient(configuration.paths.signer_socket)
         self._token = TokenWatch(signer, lambda: forget_delivered(store, signer))
-        self._services = _services(configuration, store, signer)
+        self._checkpoints = Checkpoints(
+            store, signer, configuration.file.audit, configuration.file.station.name
+        )
+        self._services = _services(configuration, store, signer, self._checkpoints)
         self._keys = KeyKeeper(store, signer)
         terms = VisitTerms(
             bench=configuration.bench,
             trust=load_folder(configuration.path(configuration.file.trust.ek)),
             check_token=self._token.check,
+            check_audit=self._checkpoints.require,
             issuers=self._token.issuers,
             boot_id=boot_id(),
             long_lived_days=configuration.file.policy.long_lived_days,
@@ -78,7 +83,15 @@ class Supervisor:
         self._nests: dict[str, Nest | OutOfService] = {
             section.name: self._nest(section, terms) for section in configuration.file.nest
         }
-        self.overview = Overview(configuration, store, self._nests, self._token.view, self._troubles)
+        self.overview = Overview(
+            configuration,
+            store,
+            self._nests,
+            self._token.view,
+            self._troubles,
+            self._checkpoints.view,
+            self._checkpoints.sign,
+        )
 
     def run(self) -> None:
         """Blocks until `stop`. Then every visit is cancelled and has its verdict, and nothing is left running."""
@@ -89,6 +102,16 @@ class Supervisor:
         self._store.append_event(
             "station-started", fields={"version": version(), "visits_left_open": len(left_open)}
         )
+        self._checkpoints.start()
+        try:
+            self._serve()
+            self._store.append_event("station-stopped")
+        finally:
+            # Last: what the station did until its end is under a checkpoint, too.
+            self._checkpoints.stop(SignerClient(self._configuration.paths.signer_socket, STOP_SECONDS))
+        self._watchdog.unregister(MAIN)
+
+    def _serve(self) -> None:
         with ExitStack() as stack:
             outbox = OutboxServer(
                 self._store,
@@ -109,8 +132,6 @@ class Supervisor:
             while not self._stop.wait(LOOK_SECONDS):
                 self._watchdog.beat(MAIN)
                 self._store.ensure_ballast()
-        self._store.append_event("station-stopped")
-        self._watchdog.unregister(MAIN)
 
     def stop(self) -> None:
         """May be called from a signal handler."""
@@ -177,7 +198,9 @@ class Supervisor:
             self._log.warning("trouble", where=key, code=error.code, reason=str(error), hint=error.hint)
 
 
-def _services(configuration: Configuration, store: Store, signer: SignerClient) -> Services:
+def _services(
+    configuration: Configuration, store: Store, signer: SignerClient, checkpoints: Checkpoints
+) -> Services:
     file = configuration.file
     return Services(
         station=file.station.name,
@@ -194,4 +217,5 @@ def _services(configuration: Configuration, store: Store, signer: SignerClient) 
         media=tuple(
             Medium(Path(text), configuration.paths.state, configuration.bench) for text in file.escrow.media
         ),
+        before_pass=checkpoints.before_pass,
     )

@@ -101,6 +101,9 @@ class FakeControl:
     def drain(self, by: str) -> None:
         self._become(StationState.DRAINING, by)
 
+    def checkpoint(self, by: str) -> None:
+        self.calls.append(("checkpoint", by))
+
     def retry(self, nest: str, by: str) -> None:
         if nest not in {view.name for view in self.views}:
             raise LookupError(f"there is no nest {nest!r}")

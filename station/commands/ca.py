@@ -108,7 +108,13 @@ def _init(args: argparse.Namespace) -> int:
             raise ConfigError(message, hint='Set mode = "production", or take another --root for the bench.')
         key_type, now = KeyType(args.key_type), dt.datetime.now(dt.UTC)
         spki = ceremony.make_keys(
-            opened.token, opened.wrap, section.ca_key, section.canary_key, section.wrap_key, key_type
+            opened.token,
+            opened.wrap,
+            section.ca_key,
+            section.canary_key,
+            section.wrap_key,
+            section.audit_key,
+            key_type,
         )
         opened.generations.note_key(section.ca_key, now)
         held = [one for one in opened.generations.all if one.authority.spki == spki]

@@ -82,6 +82,37 @@ class DestroyWrapKey(Struct, frozen=True, tag="destroy-wrap-key"):
     key: WrapKey
 
 
+class AuditHead(Struct, frozen=True, tag="audit-head"):
+    """What the signer signed last of an audit trail, and its key. Reply `TrailHead`."""
+
+
+class TrailHead(Struct, frozen=True, tag="trail-head"):
+    """`origin` is empty while no trail has a checkpoint. `key`: DER SubjectPublicKeyInfo of the token's audit key."""
+
+    origin: str
+    size: int
+    key: Blob
+
+
+class SignCheckpoint(Struct, frozen=True, tag="sign-checkpoint"):
+    """A signature over the trail's head; `proof`: RFC 6962 consistency from what was signed last (`AuditHead`).
+
+    Reply `SignedCheckpoint`; asking again for the same head gives the same octets.
+    """
+
+    origin: Name
+    size: int
+    root: Blob
+    proof: list[Blob]
+
+
+class SignedCheckpoint(Struct, frozen=True, tag="signed-checkpoint"):
+    """`note`: C2SP signed note; `key`: DER SubjectPublicKeyInfo of the key that signed it."""
+
+    note: Blob
+    key: Blob
+
+
 class Wrapped(Struct, frozen=True, tag="wrapped"):
     wrapped: Blob
 
@@ -170,6 +201,20 @@ ToSigner = (
     | CheckKey
     | ForgetKeys
     | KeptKeys
+    | AuditHead
+    | SignCheckpoint
     | CaAsked
 )
-FromSigner = SignerState | Issued | Wrapped | Unwrapped | KeyForBoard | Kept | Ok | CaSays | Problem
+FromSigner = (
+    SignerState
+    | Issued
+    | Wrapped
+    | Unwrapped
+    | KeyForBoard
+    | Kept
+    | TrailHead
+    | SignedCheckpoint
+    | Ok
+    | CaSays
+    | Problem
+)

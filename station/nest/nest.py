@@ -34,6 +34,10 @@ MAX_DEATHS: Final = 3
 """Workers that may die under one board before it gets a verdict."""
 
 
+def _nothing() -> None:
+    """What a station without an audit trail that is required asks for."""
+
+
 @dataclass(frozen=True, slots=True)
 class VisitTerms:
     """What every visit is told beside its recipe."""
@@ -45,6 +49,8 @@ class VisitTerms:
     issuers: Callable[[], tuple[bytes, ...]]
     """Asked for each visit: the CA's chain may be renewed meanwhile."""
     boot_id: str
+    check_audit: Callable[[], None] = _nothing
+    """Before each unit; raises why the audit trail keeps it from beginning."""
     long_lived_days: int = 825
     credential: Callable[[str], Secret] | None = None
     """A credential by its name, read anew for each visit; only those go to a worker that its recipe names."""
@@ -192,10 +198,10 @@ class Nest:
 
     def _not_yet(self) -> HallmarkError | None:
         """What keeps a board from beginning. Retryable: it waits for that; else it is the visit's verdict."""
-        if not self.recipe.issues():
-            return None
         try:
-            self._terms.check_token()
+            self._terms.check_audit()
+            if self.recipe.issues():
+                self._terms.check_token()
         except HallmarkError as error:
             return error
         return None

@@ -43,6 +43,10 @@ CLEAR: Final = ("tpm-identity", "clear")
 """The action that a permission to clear a TPM is for."""
 
 
+def _nothing() -> None:
+    """Nothing keeps a unit from passing but its own steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """What a visit's answers are made with. One for the whole station."""
@@ -57,6 +61,8 @@ class Services:
     """Digest of the signed set that all of these come from; empty on a bench."""
     media: tuple[Medium, ...] = ()
     offered: Offered = field(default_factory=Offered)
+    before_pass: Callable[[], None] = _nothing
+    """Raises why no unit may pass now, whatever its steps said."""
 
 
 class Watcher(Protocol):
@@ -162,6 +168,7 @@ class VisitService:
         return messages.Ok()
 
     def _finish(self, message: messages.Finish) -> messages.Ok:
+        self._services.before_pass()
         record = archive_record(self._services.station, self._services.store, self._joined().unit)
         self._services.store.finish(
             self._visit,

@@ -50,12 +50,19 @@ CA_USAGE: Final = x509.KeyUsage(
 
 
 def make_keys(
-    token: CaToken, wrap: SecretWrap, ca_key: str, canary_key: str, wrap_key: str, key_type: KeyType
+    token: CaToken,
+    wrap: SecretWrap,
+    ca_key: str,
+    canary_key: str,
+    wrap_key: str,
+    audit_key: str,
+    key_type: KeyType,
 ) -> bytes:
     """Makes those keys that aren't there yet; the CA key's SubjectPublicKeyInfo. A key that is there stays."""
     spki = key_pair(Call.lasting(CALL_SECONDS), token, ca_key, key_type)
     # Keys of their own: nothing but certificates is ever signed with the CA's.
     key_pair(Call.lasting(CALL_SECONDS), token, canary_key, KeyType.P256)
+    key_pair(Call.lasting(CALL_SECONDS), token, audit_key, KeyType.P256)
     context = b"hallmark ca init"
     sealed = wrap.wrap(Call.lasting(CALL_SECONDS), wrap_key, context, Secret(context))
     if wrap.unwrap(Call.lasting(CALL_SECONDS), wrap_key, context, sealed) != Secret(context):

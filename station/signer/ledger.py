@@ -20,6 +20,7 @@ import apsw
 from hal.errors import DuplicateKey, StationError, StoreUnavailable, quote
 from station.configuration_set import Release, refuse_older
 from station.signer import durable
+from station.signer.trails import TRAILS
 
 FILE: Final = "ledger.db"
 LOCK: Final = "lock"
@@ -102,6 +103,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX device_keys_kept ON device_keys (made_at) WHERE kept IS NOT NULL;
     """,
+    TRAILS,
 )
 
 
@@ -218,6 +220,12 @@ class Ledger:
                 (certificate, signed_at, entry.id, entry.intent.tbs),
             )
         return self._get(entry.id)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[apsw.Connection]:
+        """One durable transaction, for rooms that keep something else in the ledger."""
+        with self.using() as db, db:
+            yield db
 
     def newest(self) -> int | None:
         """Unix seconds of the latest intent: no honest clock shows an earlier time."""

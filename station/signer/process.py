@@ -31,6 +31,7 @@ from station.paths import Paths
 from station.sealing import load_upload_key
 from station.signer import durable, ledger
 from station.signer.administration import Administration
+from station.signer.checkpoints import CheckpointSigner
 from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generation, Generations
 from station.signer.issuing import Issuer, utc_now
@@ -166,6 +167,7 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
             label,
             overrun,
             keys,
+            CheckpointSigner(opened.ledger, opened.token, section.audit_key),
         )
         server = stack.enter_context(_server(paths))
         looking = threading.Thread(target=supervisor.run, args=(stop,), name="supervisor", daemon=True)

@@ -30,6 +30,7 @@ from station import messages
 from station.notify import Watchdog
 from station.signer.administration import Administration
 from station.signer.ceremony import CALL_SECONDS
+from station.signer.checkpoints import CheckpointSigner
 from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generations
 from station.signer.issuing import Issuer, utc_now
@@ -58,11 +59,12 @@ class Service:
         label: str,
         overrun: Overrun,
         keys: DeviceKeys,
+        checkpoints: CheckpointSigner,
     ) -> None:
         self._supervisor, self._issuer = supervisor, issuer
         self._generations, self._administration = generations, administration
         self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
-        self._overrun, self._keys = overrun, keys
+        self._overrun, self._keys, self._checkpoints = overrun, keys, checkpoints
         self._never = Cancel()  # a request that has begun is finished, also when the signer is to stop
 
     def answer(self, asked: messages.ToSigner, by: str | None = None) -> messages.FromSigner:
@@ -103,6 +105,12 @@ class Service:
                     label = self._label_of(asked.key)
                     plain = self._wrap.unwrap(call, label, asked.context, asked.wrapped)
                     return messages.Unwrapped(plain.reveal())
+            case messages.AuditHead():
+                with self._overrun.call("audit head", self._never) as call:
+                    return self._checkpoints.head(call)
+            case messages.SignCheckpoint():
+                with self._overrun.call("checkpoint", self._never) as call:
+                    return self._checkpoints.sign(call, asked)
             case messages.MakeCaRequest() | messages.InstallCa() | messages.ActivateCa():
                 if by is None:
                     message = "only root and the signer's own user may change the CA"

@@ -130,6 +130,7 @@ class Routes:
             post("/v1/pause", lambda asked: control.pause(asked.by)),
             post("/v1/resume", lambda asked: control.resume(asked.by)),
             post("/v1/drain", lambda asked: control.drain(asked.by)),
+            post("/v1/audit/checkpoint", lambda asked: control.checkpoint(asked.by)),
             post("/v1/retry", lambda asked: control.retry(asked.text("nest"), asked.by)),
             post("/v1/outbox/*/retry", lambda asked: control.retry_outbox(_row(asked), asked.by)),
             post(

@@ -152,6 +152,17 @@ class ConfigurationView(Struct, frozen=True):
     sha256: str
 
 
+class AuditView(Struct, frozen=True):
+    """`mode`: off, on or required. `signed` of the trail's `records` are under a checkpoint."""
+
+    mode: str = "off"
+    records: int = 0
+    signed: int = 0
+    signed_at: float | None = None
+    problem: str = ""
+    hint: str = ""
+
+
 class StationView(Struct, frozen=True):
     name: str
     mode: str
@@ -163,6 +174,7 @@ class StationView(Struct, frozen=True):
     token: TokenView = TokenView()
     disk: DiskView = DiskView()
     clock: ClockView = ClockView()
+    audit: AuditView = AuditView()
     work_orders: list[WorkOrderView] = field(default_factory=list)
     outcomes: dict[str, int] = field(default_factory=dict)
     """Visits that ended since the start, by outcome."""
@@ -219,6 +231,9 @@ class StationControl(Protocol):
 
     def drain(self, by: str) -> None:
         """Returns at once; `status` shows when the nests are free."""
+
+    def checkpoint(self, by: str) -> None:
+        """Signs the audit trail now; raises why it can't be."""
 
     def retry(self, nest: str, by: str) -> None:
         """Begins another visit of the board that sits in the nest. LookupError for a name that isn't a nest's."""

@@ -287,30 +287,33 @@ CREATE TRIGGER audit_tiles_keep_rows BEFORE DELETE ON audit_tiles
 CREATE TRIGGER audit_tiles_keep_content BEFORE UPDATE ON audit_tiles
     BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
 
+-- One store, one trail at a time: another store, or one begun anew by a person, is another trail by its origin.
+CREATE TABLE audit_trails (
+    number  INTEGER PRIMARY KEY AUTOINCREMENT,
+    id      TEXT NOT NULL UNIQUE,
+    begun   INTEGER NOT NULL,
+    origin  TEXT UNIQUE                                       -- fixed when its first checkpoint is asked for
+) STRICT;
+INSERT INTO audit_trails (id, begun) VALUES (lower(hex(randomblob(8))), unixepoch() * 1000);
+CREATE TRIGGER audit_trails_keep_rows BEFORE DELETE ON audit_trails
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+CREATE TRIGGER audit_trails_keep_content BEFORE UPDATE ON audit_trails
+    WHEN old.origin IS NOT NULL OR (new.number, new.id, new.begun) <> (old.number, old.id, old.begun)
+    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
+
 CREATE TABLE audit_checkpoints (
-    size       INTEGER PRIMARY KEY NOT NULL,
+    trail      INTEGER NOT NULL REFERENCES audit_trails (number),
+    size       INTEGER NOT NULL CHECK (size > 0),
     root       BLOB NOT NULL CHECK (length(root) = 32),
     note       BLOB NOT NULL,                                 -- C2SP signed note
     key        BLOB NOT NULL,                                 -- DER SubjectPublicKeyInfo that it is signed with
-    signed_at  INTEGER NOT NULL
-) STRICT;
+    signed_at  INTEGER NOT NULL,
+    PRIMARY KEY (trail, size)
+) STRICT, WITHOUT ROWID;
 CREATE TRIGGER audit_checkpoints_keep_rows BEFORE DELETE ON audit_checkpoints
     BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
 CREATE TRIGGER audit_checkpoints_keep_content BEFORE UPDATE ON audit_checkpoints
     BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
-
--- One store, one trail: a new store is another one, and its checkpoints say so.
-CREATE TABLE audit_trail (
-    only    INTEGER PRIMARY KEY CHECK (only = 1),
-    id      TEXT NOT NULL,
-    origin  TEXT                                              -- fixed by the first checkpoint
-) STRICT;
-INSERT INTO audit_trail (only, id) VALUES (1, lower(hex(randomblob(8))));
-CREATE TRIGGER audit_trail_keep_row BEFORE DELETE ON audit_trail
-    BEGIN SELECT raise(ABORT, 'the audit trail is append-only'); END;
-CREATE TRIGGER audit_trail_keep_origin BEFORE UPDATE ON audit_trail
-    WHEN old.origin IS NOT NULL OR new.id <> old.id
-    BEGIN SELECT raise(ABORT, 'the audit trail has its origin'); END;
 """
 
 RELEASES: Final = """

@@ -23,6 +23,7 @@ from station.store import (
     audit,
     audit_tree,
     certificates,
+    checkpoints,
     decisions,
     escrow,
     identity,
@@ -436,6 +437,34 @@ class Store:
     def audit_leaves_of(self, unit: str, since: int, limit: int = audit_tree.PAGE) -> list[audit_tree.Leaf]:
         """Those that tell of one unit."""
         return self._readers.read(lambda db: audit_tree.leaves_of(db, unit, since, limit))
+
+    def audit_origin(self, base: str) -> str:
+        """The name of this store's trail: made of `base` the first time, and the same from then on."""
+        return self._readers.read(checkpoints.known_origin) or self._write(checkpoints.origin, base)
+
+    def audit_known_origin(self) -> str | None:
+        """The same, None while no checkpoint was asked for."""
+        return self._readers.read(checkpoints.known_origin)
+
+    def keep_checkpoint(self, size: int, root: bytes, note: bytes, key: bytes) -> checkpoints.Signed:
+        """Adds a signed checkpoint."""
+        return self._write(checkpoints.keep, size, root, note, key)
+
+    def audit_checkpoint(self) -> checkpoints.Signed | None:
+        """The trail's newest checkpoint."""
+        return self._readers.read(checkpoints.newest)
+
+    def audit_checkpoints(self, after: int, limit: int = checkpoints.PAGE) -> list[checkpoints.Signed]:
+        """Checkpoints over more than `after` records, in order."""
+        return self._readers.read(lambda db: checkpoints.after(db, after, limit))
+
+    def audit_waiting(self) -> checkpoints.Waiting:
+        """What came after the newest checkpoint."""
+        return self._readers.read(checkpoints.waiting)
+
+    def begin_trail(self, reason: str, by: str) -> None:
+        """Another trail over the same records, by a person's decision."""
+        self._write(checkpoints.begin_trail, reason, by)
 
     def wait_event(self, since: int, timeout: float) -> bool:
         """True as soon as there is an event over `since`, False after `timeout` seconds."""

@@ -110,9 +110,9 @@ def test_a_store_of_the_first_version_gets_its_tree(store_path: Path) -> None:
         "UPDATE audit_tiles SET place = 9",
         "DELETE FROM audit_checkpoints",
         "UPDATE audit_checkpoints SET root = randomblob(32)",
-        "DELETE FROM audit_trail",
-        "UPDATE audit_trail SET id = 'another'",
-        "UPDATE audit_trail SET origin = 'another'",
+        "DELETE FROM audit_trails",
+        "UPDATE audit_trails SET id = 'another'",
+        "UPDATE audit_trails SET origin = 'another'",
         "INSERT INTO audit (at, kind, fields) VALUES (0, 'k', '{}')",
     ],
 )
@@ -121,9 +121,9 @@ def test_rows_of_the_trail_are_never_changed_or_deleted(
 ) -> None:
     fill(store, 256)
     db = apsw.Connection(str(store_path))
-    db.execute("INSERT INTO audit_checkpoints VALUES (1, randomblob(32), x'00', x'00', 0)")
-    db.execute("UPDATE audit_trail SET origin = 'test'")
-    with pytest.raises(apsw.ConstraintError, match=r"append-only|has its origin|without its leaf"):
+    db.execute("INSERT INTO audit_checkpoints VALUES (1, 1, randomblob(32), x'00', x'00', 0)")
+    db.execute("UPDATE audit_trails SET origin = 'test'")
+    with pytest.raises(apsw.ConstraintError, match=r"append-only|without its leaf"):
         db.execute(statement)
     db.close()
 

@@ -32,6 +32,7 @@ SECTIONS: dict[str, Any] = {
     "[[work_order]]": config.WorkOrderSection,
     "[status]": config.StatusSection,
     "[policy]": config.PolicySection,
+    "[audit]": config.AuditSection,
     "Recipes": recipe.RecipeFile,
     "[subject]": profiles.SubjectSection,
     "[validity]": profiles.ValiditySection,
