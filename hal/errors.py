@@ -23,6 +23,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── LockedOut            dictionary-attack lockout is active
     │   ├── PlatformOpen         firmware leaves the platform hierarchy to anybody
     │   ├── EkUntrusted          no certificate, or a chain that ends elsewhere
+    │   │   └── EkRevoked        its maker has withdrawn a certificate of its chain
     │   ├── EkMismatch           EK, its certificate and the unit's record disagree
     │   ├── ResidencyUnproven    a key that ought to be in this TPM is not shown to be
     │   └── SoftwareTpmRefused   a software TPM outside bench mode
@@ -215,6 +216,10 @@ class EkUntrusted(TpmError):
     default_hint = (
         "Set the board aside; if the lot's TPM vendor is new, an engineer adds its root to the trust store."
     )
+
+
+class EkRevoked(EkUntrusted):
+    default_hint = "Set the board aside: the TPM's maker has withdrawn its certificate. Tell an engineer."
 
 
 class EkMismatch(TpmError):

@@ -8,7 +8,7 @@ reads a clock: the runner does.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
@@ -18,7 +18,15 @@ from hal.call import Call
 from hal.driver import Bindings
 from hal.errors import RecipeError, VerifyMismatch
 from hal.secret import Secret
-from hal.types import Enrollment, FirmwareImage, KeyPurpose, ResidencyProof, SealedKey, TransportKey
+from hal.types import (
+    EndorsementKey,
+    Enrollment,
+    FirmwareImage,
+    KeyPurpose,
+    ResidencyProof,
+    SealedKey,
+    TransportKey,
+)
 from station.messages import Fact, Facts, Unit
 
 T = TypeVar("T")
@@ -36,6 +44,8 @@ class DeliveredKey:
 
 class Desk(Protocol):
     """What a worker may ask of its station. Each call returns when the answer is durable, or raises."""
+
+    def judge_ek(self, ek: EndorsementKey, chain: Sequence[bytes]) -> Facts: ...
 
     def join(self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]) -> Unit: ...
 
@@ -70,8 +80,6 @@ class Circumstances:
     station: str
     bench: bool
     sku: str
-    trust: tuple[bytes, ...]
-    """EK trust anchors and intermediates, DER."""
     issuers: tuple[bytes, ...]
     """Every certificate that our issuing CA has had, DER."""
     long_lived_days: int = 825

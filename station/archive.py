@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.store import Store
+from station.trust.verdict import Verdict
 
 
 class SealedEscrow(Struct, frozen=True):
@@ -30,6 +31,8 @@ class ArchiveRecord(Struct, frozen=True):
     facts: dict[str, Facts]
     configuration: str = ""
     """SHA-256 of the signed configuration set of the last visit, hex; empty on a bench."""
+    ek_verdict: Verdict | None = None
+    """What vouches for its EK; None for boards without a TPM."""
 
 
 def archive_record(station: str, store: Store, unit: str) -> bytes:
@@ -50,6 +53,7 @@ def archive_record(station: str, store: Store, unit: str) -> bytes:
             ],
             facts=record.facts,
             configuration=(record.visits[-1].configuration or b"").hex() if record.visits else "",
+            ek_verdict=record.ek_verdict,
         ),
         order="sorted",
     )

@@ -75,6 +75,8 @@ class EscrowSection(Struct, frozen=True):
 
 class TrustSection(Struct, frozen=True):
     ek: str = "trust/ek"
+    bundle_signers: str = "trust/bundle-signers"
+    ek_list_signers: str = "trust/ek-list-signers"
     firmware: str = "trust/firmware.pem"
     images: str = "images"
 
@@ -283,6 +285,8 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
             )
     relative: list[tuple[Key, str]] = [
         (("trust", "ek"), file.trust.ek),
+        (("trust", "bundle_signers"), file.trust.bundle_signers),
+        (("trust", "ek_list_signers"), file.trust.ek_list_signers),
         (("trust", "firmware"), file.trust.firmware),
         (("trust", "images"), file.trust.images),
         (("signer", "profiles"), file.signer.profiles),

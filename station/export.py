@@ -93,6 +93,7 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
         "ek_name": ek_name,
         "key": key_of(record),
+        "ek_trust": record.ek_verdict and msgspec.to_builtins(record.ek_verdict),
         "ownership": {"auths": auths if isinstance(auths, list) else []},
         "escrow": [
             {"generation": item.generation, "hierarchies": item.hierarchies, "ek_name": item.ek_name.hex()}

@@ -53,6 +53,11 @@ class Paths:
         return self.state / "station.db"
 
     @property
+    def trust(self) -> Path:
+        """The installed trust bundle, and EK lists that wait to be read."""
+        return self.state / "trust"
+
+    @property
     def signer_state(self) -> Path:
         """The signer's: ledger, CA certificate chain, PIN attempt mark."""
         return self.root / "var/lib/hallmark/signer"

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from hal.driver import Driver, in_order
 from hal.errors import ConfigError, HallmarkError, RecipeError
-from hal.interfaces import Channel, Credentials
+from hal.interfaces import Channel, Credentials, EndorsementIdentity
 from hal.registry import Registry
 from hal.types import KeyProtection, Sighting
 from station.action import Action, Step
@@ -23,6 +23,7 @@ from station.protection import recipe_problem
 from station.steps import STEPS
 from station.strict import Problems, convert
 from station.toml_source import Key, TomlSource, read
+from station.trust.policy import EkPolicy
 
 CHANNEL_ROLE: Final = "channel"
 CHANNEL_DRIVER: Final = "serial"
@@ -98,6 +99,10 @@ class Recipe:
         """How many durable copies of an escrow record there have to be before an auth is set."""
         return max((getattr(item.options, "escrow_copies", 1) for item in self.steps), default=1)
 
+    def ek_policy(self) -> EkPolicy | None:
+        """What has to vouch for an EK; None where the recipe doesn't identify by one."""
+        return next((item.options.policy for item in self.steps if item.step.use == "tpm-identity"), None)
+
     def profiles(self) -> list[str]:
         return [item.options.profile for item in self.steps if item.step.use == "certificate"]
 
@@ -119,6 +124,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     _check_needs(source, steps, dict(drivers), problems)
     _check_facts(source, steps, problems)
     _check_copies(source, steps, len(configuration.file.escrow.media), problems)
+    _check_trust(source, steps, dict(drivers), problems)
     problems.raise_first()
     settings = _settings(source, file, drivers, problems, bench=configuration.bench)
     problems.raise_first()
@@ -279,6 +285,33 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
         problems.add(
             source, ("step",), "no step says which unit this is; expected tpm-identity or key-identity"
         )
+
+
+def _check_trust(
+    source: TomlSource,
+    steps: list[tuple[int, PlannedStep]],
+    drivers: Mapping[str, Driver],
+    problems: Problems,
+) -> None:
+    """Where a TPM may get through that nothing vouches for, each step that gives it something has to say so."""
+    identity = next((item for _i, item in steps if item.step.use == "tpm-identity"), None)
+    if identity is None or not identity.options.policy.may_end_untrusted:
+        return
+    for index, item in steps:
+        use = item.step.use
+        in_tpm = use == "certificate" and _is_tpm(drivers, item.options.place)
+        if (use == "tpm-ownership" or in_tpm) and item.options.untrusted_ek != "accept":
+            problems.add(
+                source,
+                ("step", index, "untrusted_ek"),
+                f'{use}: nothing has to vouch for the TPM\'s EK in this recipe (tpm-identity, ek_trust = "none" or'
+                ' ek_certificate = "if-present"); expected untrusted_ek = "accept" here, as explicit consent, or'
+                ' ek_trust = "certificate", "certificate-or-list" or "list" there',
+            )
+
+
+def _is_tpm(drivers: Mapping[str, Driver], role: str) -> bool:
+    return role in drivers and EndorsementIdentity in drivers[role].offers
 
 
 def _settings(

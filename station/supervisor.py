@@ -38,7 +38,9 @@ from station.recipe import load_recipe
 from station.signer_client import SignerClient
 from station.store import Store
 from station.token_watch import TokenWatch
-from station.trust_store import load_file, load_folder
+from station.trust.judge import Judge
+from station.trust.source import TrustSource
+from station.trust_store import load_file
 
 MAIN: Final = "main"
 LOOK_SECONDS: Final = 1.0
@@ -68,11 +70,12 @@ class Supervisor:
         self._checkpoints = Checkpoints(
             store, signer, configuration.file.audit, configuration.file.station.name
         )
-        self._services = _services(configuration, store, signer, self._checkpoints)
+        self._trust = TrustSource(configuration, store.take_bundle)
+        judge = Judge(self._trust.current, store.ek_listed)
+        self._services = _services(configuration, store, signer, self._checkpoints, judge)
         self._keys = KeyKeeper(store, signer)
         terms = VisitTerms(
             bench=configuration.bench,
-            trust=load_folder(configuration.path(configuration.file.trust.ek)),
             check_token=self._token.check,
             check_audit=self._checkpoints.require,
             issuers=self._token.issuers,
@@ -132,6 +135,7 @@ class Supervisor:
             while not self._stop.wait(LOOK_SECONDS):
                 self._watchdog.beat(MAIN)
                 self._store.ensure_ballast()
+                self._trust.refresh()
 
     def stop(self) -> None:
         """May be called from a signal handler."""
@@ -151,7 +155,8 @@ class Supervisor:
         return self._nests[section.name] if section else None
 
     def _troubles(self) -> list[str]:
-        return [*self._problems.values(), *self._places.unclaimed()]
+        trust = [f"trust: {self._trust.trouble}"] if self._trust.trouble else []
+        return [*self._problems.values(), *trust, *self._places.unclaimed()]
 
     # --- discovery ---
 
@@ -199,7 +204,7 @@ class Supervisor:
 
 
 def _services(
-    configuration: Configuration, store: Store, signer: SignerClient, checkpoints: Checkpoints
+    configuration: Configuration, store: Store, signer: SignerClient, checkpoints: Checkpoints, judge: Judge
 ) -> Services:
     file = configuration.file
     return Services(
@@ -218,4 +223,5 @@ def _services(
             Medium(Path(text), configuration.paths.state, configuration.bench) for text in file.escrow.media
         ),
         before_pass=checkpoints.before_pass,
+        judge=judge,
     )

@@ -1,4 +1,4 @@
-"""Certificates from configuration files: EK roots and intermediates, escrow officers."""
+"""Certificates of persons from configuration files: escrow officers. What vouches for TPMs is in `station.trust`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hal.errors import ConfigError
 
-ENDINGS: Final = frozenset({".pem", ".crt", ".cer", ".der"})
 FILE_LIMIT: Final = 4 << 20
-
-
-def load_folder(folder: Path) -> tuple[bytes, ...]:
-    """Every certificate in `folder` (PEM, one or several a file, or DER), as DER, in the order of file names."""
-    try:
-        files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
-    except OSError as error:
-        raise ConfigError(
-            f"can't be read ({error.strerror}); expected a folder of certificates", file=str(folder)
-        ) from error
-    return tuple(certificate.public_bytes(Encoding.DER) for path in files for certificate in load_file(path))
 
 
 def load_file(path: Path) -> list[x509.Certificate]:

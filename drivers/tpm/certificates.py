@@ -10,6 +10,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from drivers.tpm import public
 
@@ -17,6 +18,8 @@ TCG_FULL_CERTIFICATE: Final = bytes.fromhex("100100")
 """TCG PC Client Specific Implementation 1.2, 7.3.2: a structure tag of TPM 1.2 days, which some makers still write;
 two octets of length follow, big-endian."""
 SEQUENCE: Final = 0x30
+RSA: Final = frozenset({"1.2.840.113549.1.1.1", "1.2.840.113549.1.1.7"})
+"""rsaEncryption, and id-RSAES-OAEP (RFC 4055, 4.1), which some makers write for a key that only decrypts."""
 LARGEST: Final = 8192
 """Octets of one certificate at most."""
 
@@ -61,5 +64,24 @@ def key_of(certificate: bytes) -> bytes | None:
     try:
         key = x509.load_der_x509_certificate(certificate).public_key()
     except (ValueError, TypeError, UnsupportedAlgorithm):
+        return _key_of_odd(certificate)
+    return public.normalised(key) if isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) else None
+
+
+def _key_of_odd(certificate: bytes) -> bytes | None:
+    """The same for certificates in encodings that cryptography does not take: RSAES-OAEP keys, BER booleans."""
+    from asn1crypto import (
+        x509 as patient,
+    )  # half of a worker's start would be this import, and few TPMs need it
+
+    try:
+        info = patient.Certificate.load(certificate)["tbs_certificate"]["subject_public_key_info"]
+        if info["algorithm"]["algorithm"].dotted not in RSA:
+            key = load_der_public_key(info.dump())
+        else:
+            numbers = info["public_key"].parsed
+            exponent, modulus = numbers["public_exponent"].native, numbers["modulus"].native
+            key = rsa.RSAPublicNumbers(exponent, modulus).public_key()
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, UnsupportedAlgorithm):
         return None
     return public.normalised(key) if isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey) else None

@@ -25,7 +25,10 @@ from station.recipe import Recipe, load_recipe
 from station.signer.profiles import load_profiles
 from station.signer_client import SignerClient
 from station.toml_source import Key
-from station.trust_store import load_file, load_folder
+from station.trust.health import NOTE, examine
+from station.trust.policy import EkTrust
+from station.trust.source import load
+from station.trust_store import load_file
 
 HELP = "check configuration, recipes, trust, images, credentials and token, without touching a board"
 SOON: Final = dt.timedelta(days=90)
@@ -164,18 +167,23 @@ def _profiles(configuration: Configuration) -> Iterator[Finding]:
 
 
 def _ek_trust(configuration: Configuration) -> Iterator[Finding]:
-    folder = configuration.path(configuration.file.trust.ek)
-    certificates = [x509.load_der_x509_certificate(der) for der in load_folder(folder)]
-    roots = [item for item in certificates if item.subject == item.issuer]
-    required = any(
-        item.step.use == "tpm-identity" and item.options.ek_certificate != "none"
-        for recipe in _all_recipes(configuration)
-        for item in recipe.steps
+    policies = [
+        policy for recipe in _all_recipes(configuration) if (policy := recipe.ek_policy()) is not None
+    ]
+    if not policies:
+        return
+    trust = load(configuration)
+    if not trust.roots and any(policy.trust not in (EkTrust.NONE, EkTrust.LIST) for policy in policies):
+        raise ConfigError("holds no EK root; expected the TPM vendors' roots", file=trust.origin.place)
+    source = f"bundle {trust.origin.serial}" if trust.origin.kind == "bundle" else "folder, not signed"
+    yield Finding(
+        "EK trust",
+        f"{source}: {len(trust.roots)} roots, {len(trust.intermediates)} intermediates,"
+        f" {len(trust.crls)} revocation lists",
     )
-    if required and not roots:
-        raise ConfigError("holds no EK root; expected the TPM vendors' roots", file=str(folder))
-    yield Finding("EK trust store", f"{len(roots)} roots, {len(certificates) - len(roots)} intermediates")
-    yield from _dates("EK trust store", certificates)
+    for ailment in examine(trust, dt.datetime.now(dt.UTC)):
+        if ailment.state != NOTE:
+            yield Finding("EK trust", ailment.what, warning=True)
 
 
 def _officers(configuration: Configuration) -> Iterator[Finding]:

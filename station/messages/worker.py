@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from station.messages.basics import Blob, Facts, Issued, Name, Ok, Text
 from station.wire import Problem
@@ -46,8 +48,6 @@ class Visit(Struct, frozen=True, tag="visit"):
     sighting: Seen
     drivers: list[DriverPlan]
     steps: list[StepPlan]
-    trust: list[Blob]
-    """EK trust anchors and intermediates, DER."""
     issuers: list[Blob]
     """Every certificate that our issuing CA has had, DER: one of them issued what a unit has on record."""
     long_lived_days: int = 0
@@ -77,8 +77,27 @@ class Ready(Struct, frozen=True, tag="ready"):
     pid: int
 
 
+class JudgeEk(Struct, frozen=True, tag="judge-ek"):
+    """Whether the recipe's policy lets this EK be believed. Reply `EkVerdict`, durable; else why not.
+
+    `ek_public`: TPM2B_PUBLIC; `certificate` and `chain`: DER, as the TPM has them.
+    """
+
+    ek_public: Blob
+    certificate: Blob | None
+    chain: Annotated[list[Blob], Meta(max_length=16)]
+
+
+class EkVerdict(Struct, frozen=True, tag="ek-verdict"):
+    """The EK is believed, or the recipe does without; `facts` say what vouches for it."""
+
+    facts: Facts
+
+
 class Join(Struct, frozen=True, tag="join"):
     """The visit's board is the unit with this strong identifier. Durable before the reply, `Unit`.
+
+    An EK Name needs a verdict of this visit.
 
     `claims` are weak identifiers (kind, value): recorded, and a conflict when they belong to another unit.
     """
@@ -278,6 +297,7 @@ class Failed(Struct, frozen=True, tag="failed"):
 
 WorkerSays = (
     Ready
+    | JudgeEk
     | Join
     | Begin
     | Done
@@ -297,5 +317,17 @@ WorkerSays = (
     | Failed
 )
 StationSays = (
-    Visit | Cancel | Arrived | Unit | Ok | Image | Auths | Copied | Issued | Challenged | Delivered | Problem
+    Visit
+    | Cancel
+    | Arrived
+    | EkVerdict
+    | Unit
+    | Ok
+    | Image
+    | Auths
+    | Copied
+    | Issued
+    | Challenged
+    | Delivered
+    | Problem
 )

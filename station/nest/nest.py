@@ -43,7 +43,6 @@ class VisitTerms:
     """What every visit is told beside its recipe."""
 
     bench: bool
-    trust: tuple[bytes, ...]
     check_token: Callable[[], None]
     """Before each unit that gets a certificate; raises what is wrong with the token."""
     issuers: Callable[[], tuple[bytes, ...]]
@@ -267,7 +266,6 @@ class Nest:
             sighting=seen(sighting),
             drivers=list(recipe.drivers),
             steps=recipe.step_plans(),
-            trust=list(self._terms.trust),
             issuers=list(self._terms.issuers()),
             long_lived_days=self._terms.long_lived_days,
             credentials=self._credentials(),

@@ -18,6 +18,7 @@ from cryptography import x509
 from hal.errors import (
     AlreadyOwned,
     EkMismatch,
+    EkUntrusted,
     HallmarkError,
     ProtocolViolation,
     ResidencyUnproven,
@@ -33,6 +34,7 @@ from station.recipe import Recipe
 from station.signer.csr import read_csr
 from station.signer_client import SignerClient
 from station.store import Store
+from station.trust.judge import Judge
 from station.wire import Link, Problem
 
 MOVE_SECONDS: Final = 6.0
@@ -57,6 +59,7 @@ class Services:
     images: ImageStore
     officers: tuple[x509.Certificate, ...]
     sinks: tuple[str, ...]
+    judge: Judge
     configuration: bytes = b""
     """Digest of the signed set that all of these come from; empty on a bench."""
     media: tuple[Medium, ...] = ()
@@ -91,11 +94,14 @@ class VisitService:
         self._services, self._visit, self._recipe, self._watcher = services, visit, recipe, watcher
         self._unit: messages.Unit | None = None
         self._ek_name: bytes | None = None
+        self._judged: set[str] = set()
+        """EK Names (hex) that this visit has a verdict on."""
         self._key: str | None = None
         self._keys = VisitKeys(services.signer, recipe)
         self._secrets = UnitSecrets(services, visit)
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
+            messages.JudgeEk: self._judge_ek,
             messages.Join: self._join,
             messages.Begin: self._begin,
             messages.Done: self._done,
@@ -136,9 +142,21 @@ class VisitService:
         except HallmarkError as error:
             return Problem.of(error)
 
-    # --- journal ---
+    # --- identity ---
+
+    def _judge_ek(self, message: messages.JudgeEk) -> messages.EkVerdict:
+        """The policy is the recipe's own, whatever the worker thinks."""
+        policy = self._recipe.ek_policy()
+        if policy is None:
+            raise ProtocolViolation("a worker asked about an EK, and its recipe has no tpm-identity step")
+        verdict = self._services.judge.judge(policy, message.ek_public, message.certificate, message.chain)
+        self._services.store.record_verdict(self._visit, bytes.fromhex(verdict.ek_name), verdict)
+        self._judged.add(verdict.ek_name)
+        return messages.EkVerdict(verdict.facts())
 
     def _join(self, message: messages.Join) -> messages.Unit:
+        if message.kind == "ek-name" and message.value not in self._judged:
+            raise EkUntrusted("a worker named an EK that this visit has no verdict on")
         self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
         unit = self._services.store.join(
             self._visit, message.kind, message.value, message.registration_id, message.claims

@@ -64,6 +64,8 @@ class Options(Struct, frozen=True):
         ]
         | None
     ) = None
+    untrusted_ek: Annotated[Literal["refuse", "accept"], Meta(description="'refuse' or 'accept'")] = "refuse"
+    """Whether a key in a TPM gets a certificate although nothing vouches for that TPM's EK."""
 
 
 def _place(trip: Trip) -> KeyPlace:

@@ -16,21 +16,29 @@ from hal.errors import EkMismatch, SoftwareTpmRefused, quote
 from hal.interfaces import DeviceIdentity, EndorsementIdentity
 from hal.types import EndorsementReport
 from station.action import Action, Look, Need, Step, Trip
-from station.ek_certificate import verify_ek_certificate
 from station.ek_choice import EK_HANDLE, Choice, Derive, Rules, choose
 from station.messages import Facts
 from station.steps.current_ek import current_ek
 from station.steps.tpm_custody import Clear, LateAttestation, is_sealed, show_possession
+from station.trust.policy import CrlPolicy, EkPolicy, EkTrust
 
 DERIVE_SECONDS: Final = 120.0
 """A CreatePrimary of an RSA key takes up to tens of seconds on real chips."""
 
 
+_OLDER: Final = {"required": EkTrust.CERTIFICATE, "if-present": EkTrust.IF_PRESENT, "none": EkTrust.NONE}
+
+
 class Options(Struct, frozen=True):
+    ek_trust: Annotated[
+        Literal["certificate", "certificate-or-list", "list", "none"] | None,
+        Meta(description="'certificate', 'certificate-or-list', 'list' or 'none'"),
+    ] = None
     ek_certificate: Annotated[
-        Literal["required", "if-present", "none"],
-        Meta(description="'required', 'if-present' or 'none'"),
-    ] = "required"
+        Literal["required", "if-present", "none"] | None,
+        Meta(description="'required', 'if-present' or 'none'; the older spelling of ek_trust"),
+    ] = None
+    crl: Annotated[Literal["warn", "refuse", "off"], Meta(description="'warn', 'refuse' or 'off'")] = "warn"
     registration_id: Annotated[
         Literal["ek-base32", "ek-hex"], Meta(description="'ek-base32' or 'ek-hex'")
     ] = "ek-base32"
@@ -42,7 +50,20 @@ class Options(Struct, frozen=True):
 
     @property
     def rules(self) -> Rules:
-        return Rules(self.ek, self.ek_certificate, self.replace_persisted)
+        return Rules(self.ek, self.policy.certificate, self.replace_persisted)
+
+    def __post_init__(self) -> None:
+        if self.ek_trust is not None and self.ek_certificate is not None:
+            raise ValueError(
+                "ek_trust and ek_certificate say the same: expected one of them"
+                f' (ek_certificate = "{self.ek_certificate}" is ek_trust = "{_OLDER[self.ek_certificate]}")'
+            )
+
+    @property
+    def policy(self) -> EkPolicy:
+        """What has to vouch for the EK, from either spelling: a certificate, unless the recipe says otherwise."""
+        older = _OLDER[self.ek_certificate] if self.ek_certificate is not None else EkTrust.CERTIFICATE
+        return EkPolicy(EkTrust(self.ek_trust) if self.ek_trust is not None else older, CrlPolicy(self.crl))
 
 
 def registration_id(ek_public: bytes, convention: str) -> str:
@@ -54,7 +75,7 @@ def registration_id(ek_public: bytes, convention: str) -> str:
 
 
 class EndorsementKeyLook(Look):
-    """The EK and its certificate, checked against the trust store."""
+    """The EK, its certificate, and the station's verdict on it: this process believes nothing by itself."""
 
     name = "endorsement-key"
     seconds = DERIVE_SECONDS
@@ -66,9 +87,7 @@ class EndorsementKeyLook(Look):
             raise SoftwareTpmRefused(f"this board's TPM is a software TPM ({quote(about.vendor)})")
         report, choice = reconciled(trip)
         ek = choice.ek
-        anchor = None
-        if ek.certificate is not None and trip.options.ek_certificate != "none":
-            anchor = verify_ek_certificate(ek.certificate, report.chain, trip.about.trust)
+        vouched = trip.desk.judge_ek(ek, report.chain)
         return {
             "ek_public": ek.public,
             "ek_name": ek.name,
@@ -76,8 +95,7 @@ class EndorsementKeyLook(Look):
             "ek_template": ek.template,
             "ek_origin": ek.origin.value,
             "ek_handle": ek.handle,
-            "ek_trust": "certificate" if anchor else "none",
-            "ek_anchor": anchor,
+            **vouched,
             "ek_candidates": choice.lines(),
             "ek_evict": choice.evict.public if choice.evict else None,
             "registration_id": registration_id(ek.public, trip.options.registration_id),

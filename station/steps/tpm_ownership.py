@@ -52,6 +52,8 @@ class Options(Struct, frozen=True):
     srk: Annotated[Literal["rsa2048", "p256"], Meta(description="'rsa2048' or 'p256'")] = "rsa2048"
     attestation: str = "tpm"
     """Filled in from the recipe's `enroll` step; it decides `auths` where these are left out."""
+    untrusted_ek: Annotated[Literal["refuse", "accept"], Meta(description="'refuse' or 'accept'")] = "refuse"
+    """Whether the auths may be given to a TPM whose EK nothing vouches for."""
     max_tries: Annotated[int, Meta(ge=1, le=1000)] = 31
     recovery_seconds: Annotated[int, Meta(ge=1, le=86400 * 7)] = 600
     lockout_recovery_seconds: Annotated[int, Meta(ge=0, le=86400 * 7)] = 86400

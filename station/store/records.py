@@ -14,8 +14,9 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import audit, certificates, decisions, identity, visits
+from station.store import audit, certificates, decisions, identity, trust, visits
 from station.store.decisions import Decision
+from station.trust.verdict import Verdict
 
 PART_LIMIT: Final = 200
 """Rows of each part (actions, visits, events ...) of one unit's record: the newest."""
@@ -122,6 +123,8 @@ class UnitRecord(Struct, frozen=True):
     escrows: list[EscrowRecord]
     outbox: list[OutboxRecord]
     events: list[EventView]
+    ek_verdict: Verdict | None = None
+    """What vouches for its EK, as its latest visit found."""
     decisions: list[Decision] = []
     """Questions about this unit that a person was asked, and the answers."""
 
@@ -185,6 +188,7 @@ def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
         outbox=_outbox_of(db, found),
         decisions=decisions.of_unit(db, found),
         events=audit.events_of(db, found, PART_LIMIT),
+        ek_verdict=trust.verdict_of(db, found),
     )
 
 

@@ -359,7 +359,44 @@ CREATE TABLE escrow_copies (
 ) STRICT;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, WRAP_KEYS)
+TRUST: Final = """
+CREATE TABLE ek_lists (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    lot       TEXT NOT NULL,
+    vendor    TEXT NOT NULL,
+    created   INTEGER NOT NULL,                               -- as whoever signed it says
+    entries   INTEGER NOT NULL CHECK (entries >= 0),
+    sha256    BLOB NOT NULL CHECK (length(sha256) = 32),      -- of the signed file
+    signer    TEXT NOT NULL,
+    state     TEXT NOT NULL CHECK (state IN ('importing', 'active', 'superseded')),
+    imported  INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX ek_lists_lot ON ek_lists (lot) WHERE state = 'active';
+-- By Name first: an EK is looked up at each visit, a whole list is read once a shift.
+CREATE TABLE ek_list_entries (
+    ek_name  BLOB NOT NULL,
+    list     INTEGER NOT NULL REFERENCES ek_lists (id),
+    PRIMARY KEY (ek_name, list)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE ek_verdicts (
+    visit     TEXT NOT NULL REFERENCES visits (visit),
+    ek_name   BLOB NOT NULL,
+    recorded  INTEGER NOT NULL,
+    verdict   TEXT NOT NULL,                                  -- JSON object
+    PRIMARY KEY (visit, ek_name)
+) STRICT;
+
+-- Outlives the bundle's files: an older one is recognised although the newer one was removed.
+CREATE TABLE trust_bundles (
+    serial     INTEGER PRIMARY KEY NOT NULL CHECK (serial > 0),
+    sha256     BLOB NOT NULL CHECK (length(sha256) = 32),
+    signer     TEXT NOT NULL,
+    installed  INTEGER NOT NULL
+) STRICT;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, WRAP_KEYS, TRUST)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -25,6 +25,7 @@ from station.store import (
     certificates,
     checkpoints,
     decisions,
+    ek_lists,
     escrow,
     identity,
     keys,
@@ -35,16 +36,19 @@ from station.store import (
     passing,
     records,
     releases,
+    trust,
     visits,
     wrap_keys,
 )
 from station.store.ballast import SIZE
 from station.store.database import FULL_HINT
 from station.store.decisions import Decision
+from station.store.ek_lists import EkList, ListedKey, Listing
 from station.store.orders import WorkOrder
 from station.store.outbox import Depth
 from station.store.readers import Readers
 from station.store.writing import Writing
+from station.trust.verdict import Verdict
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -309,6 +313,54 @@ class Store:
     def decisions_waiting(self) -> int:
         """How many questions wait for a person."""
         return self._readers.read(decisions.waiting)
+
+    # --- trust in endorsement keys -----------------------------------------------------------------------------
+
+    def record_verdict(self, visit: str, ek_name: bytes, verdict: Verdict) -> None:
+        """Keeps the verdict on the EK that a visit found."""
+        self._write(trust.record_verdict, visit, ek_name, verdict)
+
+    def take_bundle(self, serial: int, sha256: bytes, signer: str) -> bool:
+        """A trust bundle takes effect; False when it had before. ConfigError for one older than one before it."""
+        return self._write(trust.take_bundle, serial, sha256, signer)
+
+    def newest_bundle(self) -> tuple[int, bytes] | None:
+        """Serial number and digest of the newest trust bundle that took effect here."""
+        return self._readers.read(trust.newest_bundle)
+
+    def ek_listed(self, ek_name: bytes) -> Listing | None:
+        """The vendor's list that names this EK."""
+        return self._readers.read(lambda db: ek_lists.find(db, ek_name))
+
+    def begin_ek_list(
+        self, lot: str, vendor: str, created: int, entries: int, sha256: bytes, signer: str
+    ) -> int | None:
+        """A place for a list's entries; None when it is there already."""
+        return self._write(ek_lists.begin, lot, vendor, created, entries, sha256, signer)
+
+    def add_ek_list_entries(self, number: int, names: Sequence[bytes]) -> None:
+        """EK Names of a list that is coming in."""
+        self._write(ek_lists.add, number, names)
+
+    def finish_ek_list(self, number: int) -> None:
+        """From here on the list counts."""
+        self._write(ek_lists.finish, number)
+
+    def sweep_ek_lists(self) -> bool:
+        """Removes some of what superseded and abandoned lists left; whether there may be more."""
+        return self._write(ek_lists.sweep)
+
+    def ek_lists(self) -> list[EkList]:
+        """The lists that count, by lot."""
+        return self._readers.read(ek_lists.lists)
+
+    def ek_list_entries(self, lot: str, after: bytes, limit: int) -> list[ListedKey]:
+        """A lot's EKs with a Name over `after`, in order, and the units that have them."""
+        return self._readers.read(lambda db: ek_lists.entries_of(db, lot, after, limit))
+
+    def unlisted_eks(self, after: str, limit: int) -> list[ListedKey]:
+        """EKs of units that no list names, in order of their Names in hex, over `after`."""
+        return self._readers.read(lambda db: ek_lists.unlisted(db, after, limit))
 
     # --- work orders -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final, TypeVar
 
@@ -15,6 +15,7 @@ from hal.call import Cancel
 from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation
 from hal.secret import Secret
 from hal.types import (
+    EndorsementKey,
     Enrollment,
     FirmwareImage,
     KeyPurpose,
@@ -30,6 +31,8 @@ from station.messages import Facts
 from station.wire import Link, Problem
 
 R = TypeVar("R")
+MOST_OFFERED: Final = 16
+"""Certificates of the TPM's own chain that the station is asked to look at, as `messages.JudgeEk` bounds it."""
 PROGRESS_INTERVAL: Final = 0.1
 """Seconds between two progress messages of one phase."""
 ORPHAN_GRACE: Final = 2.0
@@ -53,6 +56,10 @@ class StationDesk:
         self._over.set()
 
     # --- Desk ---
+
+    def judge_ek(self, ek: EndorsementKey, chain: Sequence[bytes]) -> Facts:
+        offered = list(chain[:MOST_OFFERED])
+        return self._ask(messages.JudgeEk(ek.public, ek.certificate, offered), messages.EkVerdict).facts
 
     def join(
         self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]

@@ -81,7 +81,6 @@ def serve(link: Link[messages.StationSays], visit: messages.Visit, registry: Reg
             visit.station,
             visit.bench,
             visit.sku,
-            tuple(visit.trust),
             tuple(visit.issuers),
             visit.long_lived_days,
         ),

@@ -287,13 +287,13 @@ def test_other_tools_find_the_same_eks(tpm_state: Path, tmp_path: Path) -> None:
     assert found == names
 
 
-def test_the_whole_step_puts_the_choice_on_record(line: Recorder, ek: EndorsementKey, ek_ca: Path) -> None:
+def test_the_whole_step_puts_the_choice_on_record(line: Recorder, ek: EndorsementKey) -> None:
     with raw(line) as tpm:
         put(tpm, templates.EMPTY_UNIQUE)
     with line.visit() as board:
         stage = Stage(board)
         options = tpm_identity.Options(ek_certificate="if-present", replace_persisted=True)
-        trip = stage.trip(call=lasting(), trust=ek_roots(ek_ca))
+        trip = stage.trip(call=lasting())
         stage.run(PlannedStep(tpm_identity.STEP, options), trip=trip)
     look = stage.facts[f"tpm-identity.{EndorsementKeyLook.name}"]
     assert look["ek_name"] == ek.name
@@ -301,15 +301,3 @@ def test_the_whole_step_puts_the_choice_on_record(line: Recorder, ek: Endorsemen
     assert isinstance(lines, list)
     assert any("chosen" in str(line) and "named by the EK certificate" in str(line) for line in lines)
     assert any("to be replaced" in str(line) for line in lines)
-
-
-def ek_roots(ek_ca: Path) -> tuple[bytes, ...]:
-    """The bench EK CA's certificates, DER."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
-    names = ("issuercert.pem", "swtpm-localca-rootca-cert.pem")
-    return tuple(
-        x509.load_pem_x509_certificate((ek_ca / name).read_bytes()).public_bytes(Encoding.DER)
-        for name in names
-    )

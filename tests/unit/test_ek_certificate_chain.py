@@ -15,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hal.errors import EkUntrusted
-from station import ek_certificate
-from station.ek_certificate import EK_USAGE, verify_ek_certificate
+from station.trust import chain
+from station.trust.policy import CrlPolicy
+from station.trust.reading import read_certificate
+from station.trust.trust_set import Origin, assemble, read_leaf
 
+EK_USAGE: Final = x509.ObjectIdentifier(chain.EK_USAGE)
 NOW: Final = dt.datetime.now(dt.UTC)
 DAY: Final = dt.timedelta(days=1)
 EK: Final = rsa.generate_private_key(public_exponent=65537, key_size=2048).public_key()
@@ -90,6 +93,13 @@ def der(*certificates: x509.Certificate) -> tuple[bytes, ...]:
     return tuple(certificate.public_bytes(Encoding.DER) for certificate in certificates)
 
 
+def verify_ek_certificate(leaf: bytes, offered: tuple[bytes, ...], trust: tuple[bytes, ...]) -> str:
+    """The anchor's subject."""
+    known = assemble(Origin("test"), [read_certificate(item) for item in trust], [])
+    now = dt.datetime.now(dt.UTC)
+    return known.verify(read_leaf(leaf), offered, CrlPolicy.OFF, now)[0].anchor.subject
+
+
 def verify(
     leaf: x509.Certificate, chain: tuple[x509.Certificate, ...], trust: tuple[x509.Certificate, ...]
 ) -> str:
@@ -117,7 +127,7 @@ def test_the_strict_verifier_decides_where_it_can(monkeypatch: pytest.MonkeyPatc
     def never(*_: object) -> None:
         raise AssertionError("the fallback was asked")
 
-    monkeypatch.setattr(ek_certificate, "_verify_by_hand", never)
+    monkeypatch.setattr(chain, "_verify_by_hand", never)
     assert verify(MIDDLE.ek(), (MIDDLE_CERTIFICATE,), (ROOT_CERTIFICATE,))
 
 

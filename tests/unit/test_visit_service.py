@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from hal.errors import DeviceGone, HallmarkError, ProtocolViolation, TokenAbsent
+from hal.errors import DeviceGone, EkUntrusted, HallmarkError, ProtocolViolation, TokenAbsent
 from hal.secret import Secret
 from station import messages
 from station.images import ImageStore
@@ -25,6 +25,9 @@ from station.recipe import PlannedStep, Recipe
 from station.signer_client import SignerClient
 from station.steps import STEPS
 from station.store import Store
+from station.trust.judge import Judge
+from station.trust.policy import EkPolicy, EkTrust
+from station.trust.verdict import Verdict
 from station.wire import LENGTH, Link, Problem
 from tests.store_parts import SKU, ek_name, enrollment, plug
 
@@ -49,6 +52,18 @@ class FakeSigner:
         kept, plain = self.kept[wrapped]
         assert kept == context + key.encode(), "unwrapped for another unit, EK, generation or by another key"
         return Secret(plain)
+
+
+class FakeJudge:
+    """Believes in the EKs of boards by their number, as the policy of the recipe says."""
+
+    def judge(
+        self, policy: EkPolicy, ek_public: bytes, certificate: bytes | None, chain: list[bytes]
+    ) -> Verdict:
+        assert policy.trust is EkTrust.LIST
+        if certificate is not None:
+            raise EkUntrusted("not that one")
+        return Verdict(trust="list", ek_name=ek_name(int(ek_public)).hex(), lot="L1")
 
 
 class Watcher:
@@ -106,13 +121,23 @@ class Talk:
         self.begin()
 
     def begin(self) -> None:
+        plan: tuple[tuple[str, dict[str, str]], ...] = (
+            ("flash", {"image": "gw.bin"}),
+            ("tpm-identity", {"ek_trust": "list"}),
+            ("certificate", {"profile": "p"}),
+        )
         steps = tuple(
-            PlannedStep(STEPS[use], msgspec.convert(options, STEPS[use].options))
-            for use, options in (("flash", {"image": "gw.bin"}), ("certificate", {"profile": "p"}))
+            PlannedStep(STEPS[use], msgspec.convert(options, STEPS[use].options)) for use, options in plan
         )
         recipe = Recipe("r.toml", SKU, "final", "00" * 32, (), steps)
         services = Services(
-            "s", self.store, cast("SignerClient", self.signer), self._images, self.officers, ("dps",)
+            "s",
+            self.store,
+            cast("SignerClient", self.signer),
+            self._images,
+            self.officers,
+            ("dps",),
+            judge=cast("Judge", FakeJudge()),
         )
         self.visit = plug(self.store)
         ours, self.socket = socket.socketpair()
@@ -136,6 +161,9 @@ class Talk:
         self.link.send(message)
         return self.link.receive()
 
+    def judge(self, board: int) -> Any:
+        return self.ask(messages.JudgeEk(b"%d" % board, None, []))
+
     def refused(self, message: object) -> str:
         answer = self.ask(message)
         assert isinstance(answer, Problem), answer
@@ -143,6 +171,7 @@ class Talk:
         return answer.code
 
     def join(self, board: int = 1) -> messages.Unit:
+        assert isinstance(self.judge(board), messages.EkVerdict)
         unit = self.ask(messages.Join("ek-name", ek_name(board).hex(), f"board-{board}", []))
         assert isinstance(unit, messages.Unit), unit
         return unit
@@ -158,6 +187,32 @@ def talk(store: Store, tmp_path: Path) -> Iterator[Talk]:
     made = Talk(store, tmp_path)
     yield made
     made.end()
+
+
+# --- whose EK is believed ---------------------------------------------------------------------------------------
+
+
+def test_an_ek_that_this_visit_has_no_verdict_on_joins_no_unit(talk: Talk) -> None:
+    assert talk.refused(messages.Join("ek-name", ek_name(1).hex(), "board-1", [])) == "EkUntrusted"
+    assert isinstance(talk.judge(2), messages.EkVerdict)
+    assert talk.refused(messages.Join("ek-name", ek_name(1).hex(), "board-1", [])) == "EkUntrusted"
+    assert talk.refused(messages.Join("ek-name", "no name", "board-1", [])) == "EkUntrusted"
+    assert talk.refused(messages.JudgeEk(b"1", b"a certificate", [])) == "EkUntrusted"
+    assert talk.store.units(10) == []
+    talk.end()
+    talk.begin()
+    assert talk.refused(messages.Join("ek-name", ek_name(2).hex(), "board-2", [])) == "EkUntrusted", (
+        "a verdict is for its own visit"
+    )
+
+
+def test_the_verdict_is_on_the_units_record(talk: Talk) -> None:
+    unit = talk.join(1)
+    record = talk.store.unit(unit.unit)
+    assert record is not None
+    assert record.ek_verdict is not None
+    assert (record.ek_verdict.trust, record.ek_verdict.lot) == ("list", "L1")
+    assert "ek-judged" in {event.kind for event in talk.store.events(0, 100)}
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------
@@ -199,6 +254,7 @@ def test_a_worker_can_not_become_another_unit_in_mid_visit(talk: Talk) -> None:
     talk.end()
     talk.begin()
     talk.join(2)
+    talk.judge(1)
     assert talk.refused(messages.Join("ek-name", ek_name(1).hex(), "board-1", [])) == "IdentityConflict"
     assert talk.refused(messages.Recover(ek_name(1))) == "EkMismatch"
 
