@@ -29,6 +29,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   └── SoftwareTpmRefused   a software TPM outside bench mode
     ├── CredentialError
     │   ├── KeyConflict          another key than the recorded one is in the place
+    │   ├── CertificateUntrusted one made elsewhere leads to no anchor, or is not in its lot or manifest
     │   └── PossessionUnproven   the device can't sign with the key of its certificate
     ├── IdentityConflict         this board's identifiers belong to different units
     │   └── Quarantined          the unit waits for a person's decision
@@ -38,6 +39,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   └── KeyMissing
     ├── IssuanceRefused          the signer said no
     │   ├── QuotaSpent
+    │   ├── StockEmpty           the lot of certificates made in advance is used up
     │   ├── ClockUntrusted
     │   ├── ProfileViolation
     │   ├── CsrRejected          wrong signature, other key or other subject than agreed
@@ -251,6 +253,13 @@ class KeyConflict(CredentialError):
     default_hint = "Set the board aside: another key than the recorded one is in its place."
 
 
+class CertificateUntrusted(CredentialError):
+    outcome = Outcome.REFUSED
+    default_hint = (
+        "Set the board aside; if a whole lot is so, an engineer compares it with pool and vendor's manifest."
+    )
+
+
 class PossessionUnproven(CredentialError):
     default_hint = "Set the board aside: it can't sign with the key of its certificate."
 
@@ -293,6 +302,12 @@ class IssuanceRefused(HallmarkError):
 
 class QuotaSpent(IssuanceRefused):
     default_hint = "The work order is used up: load the next one."
+
+
+class StockEmpty(IssuanceRefused):
+    default_hint = (
+        "Import the next lot of certificates: `hallmark pool import`; then plug the board in again."
+    )
 
 
 class ClockUntrusted(IssuanceRefused):

@@ -70,6 +70,15 @@ class Desk(Protocol):
     def prove_key(self, mac: bytes) -> None:
         """PossessionUnproven unless `mac` is over the last challenge, by the unit's symmetric key."""
 
+    def draw(self, key: bytes) -> list[bytes]:
+        """The unit's certificate of the recipe's lot, DER, leaf first. `key`: the device's SPKI, empty for any."""
+
+    def adopt(self, chain: Sequence[bytes]) -> None:
+        """What the device came with is the unit's certificate; raises what is wrong with it."""
+
+    def stock_name(self, key: bytes) -> str:
+        """The common name that a lot's certificate has for this key (SPKI)."""
+
     def image(self, name: str) -> FirmwareImage: ...
 
 

@@ -79,6 +79,19 @@ class TrustSection(Struct, frozen=True):
     ek_list_signers: str = "trust/ek-list-signers"
     firmware: str = "trust/firmware.pem"
     images: str = "images"
+    pool: str = "trust/pool"
+    pool_signers: str = "trust/pool-signers"
+    preloaded: str = "trust/preloaded"
+    preloaded_signers: str = "trust/preloaded-signers"
+
+
+class PoolSection(Struct, frozen=True):
+    """`low_water`: with fewer free in a lot that a recipe draws from, status warns. `minimum_days`: warehouse time that
+    a certificate made elsewhere has to have left when it comes to a unit.
+    """
+
+    low_water: Size = 50
+    minimum_days: Size = 545
 
 
 class SinkSection(Struct, frozen=True):
@@ -155,6 +168,7 @@ class StationFile(Struct, frozen=True):
     status: StatusSection = StatusSection()
     policy: PolicySection = PolicySection()
     audit: AuditSection = AuditSection()
+    pool: PoolSection = PoolSection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +303,10 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
         (("trust", "ek_list_signers"), file.trust.ek_list_signers),
         (("trust", "firmware"), file.trust.firmware),
         (("trust", "images"), file.trust.images),
+        (("trust", "pool"), file.trust.pool),
+        (("trust", "pool_signers"), file.trust.pool_signers),
+        (("trust", "preloaded"), file.trust.preloaded),
+        (("trust", "preloaded_signers"), file.trust.preloaded_signers),
         (("signer", "profiles"), file.signer.profiles),
         (("device_keys", "upload_key"), file.device_keys.upload_key),
         *((("escrow", "officers", index), officer) for index, officer in enumerate(file.escrow.officers)),

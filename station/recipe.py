@@ -89,7 +89,9 @@ class Recipe:
 
     def issues(self) -> bool:
         """Whether a certificate or a key is made here, so that the token has to be ready."""
-        return any(item.step.use in ("certificate", "symmetric-key") for item in self.steps)
+        options = self.certificate()
+        issued = options is not None and options.source == "issue"
+        return issued or any(item.step.use == "symmetric-key" for item in self.steps)
 
     def symmetric_key(self) -> Any:
         """The options of its symmetric-key step, None without one."""
@@ -99,12 +101,17 @@ class Recipe:
         """How many durable copies of an escrow record there have to be before an auth is set."""
         return max((getattr(item.options, "escrow_copies", 1) for item in self.steps), default=1)
 
+    def certificate(self) -> Any:
+        """The certificate step's options, None where the recipe has no such step."""
+        return next((item.options for item in self.steps if item.step.use == "certificate"), None)
+
     def ek_policy(self) -> EkPolicy | None:
         """What has to vouch for an EK; None where the recipe doesn't identify by one."""
         return next((item.options.policy for item in self.steps if item.step.use == "tpm-identity"), None)
 
     def profiles(self) -> list[str]:
-        return [item.options.profile for item in self.steps if item.step.use == "certificate"]
+        options = self.certificate()
+        return [options.profile] if options is not None and options.profile else []
 
 
 def load_recipe(configuration: Configuration, name: str) -> Recipe:
@@ -349,6 +356,8 @@ def _check_protection(
     for index, item in steps:
         if item.step.use != "certificate":
             continue
+        if item.options.source != "issue":
+            continue  # how long such a certificate lives, it says itself when it comes
         problem = recipe_problem(
             configuration.path(configuration.file.signer.profiles),
             item.options.profile,

@@ -24,12 +24,14 @@ from station.checkpoints import STOP_SECONDS, Checkpoints
 from station.config import Configuration, DiscoverySection, NestSection
 from station.credentials import FileCredentials
 from station.escrow_media import Medium
+from station.foreign import Terms
 from station.images import ImageStore
 from station.key_keeper import KeyKeeper
 from station.nest.keys import forget_delivered
 from station.nest.nest import Nest, VisitTerms
 from station.nest.out_of_service import OutOfService
 from station.nest.service import Services
+from station.nest.stock import DEVICE, POOL, PRELOADED
 from station.notify import Watchdog, boot_id
 from station.outbox import OutboxServer
 from station.overview import Overview, version
@@ -224,4 +226,19 @@ def _services(
         ),
         before_pass=checkpoints.before_pass,
         judge=judge,
+        terms=_terms(configuration),
     )
+
+
+def _terms(configuration: Configuration) -> dict[str, Terms]:
+    """What certificates made elsewhere have to be. A folder that isn't there holds no anchors: all are refused then."""
+    trust, days = configuration.file.trust, configuration.file.pool.minimum_days
+    return {
+        POOL: Terms(_anchors(configuration.path(trust.pool)), days),
+        PRELOADED: Terms(_anchors(configuration.path(trust.preloaded)), days, client_auth=False),
+        DEVICE: Terms((), days),
+    }
+
+
+def _anchors(folder: Path) -> tuple[bytes, ...]:
+    return load_folder(folder) if folder.is_dir() else ()

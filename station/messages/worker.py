@@ -275,6 +275,40 @@ class ProveKey(Struct, frozen=True, tag="prove-key"):
     mac: Blob
 
 
+class Draw(Struct, frozen=True, tag="draw"):
+    """A certificate of the recipe's lot for the joined unit: reply `Drawn`, the same one each time, durable before it.
+
+    `key`: SPKI (DER) of the key that the device shows; empty where the key comes with the certificate.
+    """
+
+    key: Blob
+
+
+class Drawn(Struct, frozen=True, tag="drawn"):
+    """DER, leaf first. Its private key, where it comes with it, is asked for with `DeliverPooled`."""
+
+    chain: list[Blob]
+
+
+class Adopt(Struct, frozen=True, tag="adopt"):
+    """The certificate that the device came with (DER, leaf first) is the joined unit's, if it may be.
+
+    What it has to be, says the recipe's source: preloaded or device. Durable before the reply, `Ok`.
+    """
+
+    chain: list[Blob]
+
+
+class StockName(Struct, frozen=True, tag="stock-name"):
+    """The common name that a lot's certificate has for this key (SPKI, DER). Reply `Named`."""
+
+    key: Blob
+
+
+class Named(Struct, frozen=True, tag="named"):
+    name: Name
+
+
 class Finish(Struct, frozen=True, tag="finish"):
     """The last step. One transaction: step done, counted, enrollment and archive record queued, resume copy gone.
 
@@ -313,6 +347,9 @@ WorkerSays = (
     | Challenge
     | DeliverKey
     | ProveKey
+    | Draw
+    | Adopt
+    | StockName
     | Finish
     | Failed
 )
@@ -329,5 +366,7 @@ StationSays = (
     | Issued
     | Challenged
     | Delivered
+    | Drawn
+    | Named
     | Problem
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -26,8 +26,10 @@ from hal.errors import (
 from station import messages
 from station.archive import archive_record
 from station.escrow_media import Medium
+from station.foreign import Terms
 from station.images import ImageStore
 from station.nest.keys import VisitKeys
+from station.nest.stock import VisitStock
 from station.nest.unit_secrets import UnitSecrets
 from station.offered import Offered
 from station.recipe import Recipe
@@ -66,6 +68,8 @@ class Services:
     offered: Offered = field(default_factory=Offered)
     before_pass: Callable[[], None] = _nothing
     """Raises why no unit may pass now, whatever its steps said."""
+    terms: Mapping[str, Terms] = field(default_factory=dict)
+    """What certificates made elsewhere have to be, by the certificate step's source."""
 
 
 class Watcher(Protocol):
@@ -99,6 +103,7 @@ class VisitService:
         self._key: str | None = None
         self._keys = VisitKeys(services.signer, recipe)
         self._secrets = UnitSecrets(services, visit)
+        self._stock = VisitStock(services.store, visit, recipe.certificate(), services.terms)
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
             messages.JudgeEk: self._judge_ek,
@@ -114,6 +119,9 @@ class VisitService:
             messages.Challenge: lambda _message: self._keys.challenge(),
             messages.DeliverKey: lambda message: self._keys.deliver(self._joined(), self._key, message),
             messages.ProveKey: lambda message: self._keys.prove(self._joined(), message),
+            messages.Draw: lambda message: self._stock.draw(self._joined(), message),
+            messages.Adopt: lambda message: self._stock.adopt(self._joined(), message),
+            messages.StockName: self._stock.name,
             messages.Finish: self._finish,
             messages.Failed: self._failed,
         }

@@ -26,6 +26,12 @@ def claim(db: apsw.Connection, now: int, unit: str, key: bytes, what: str, visit
     DuplicateKey, with that unit's name, when it is another's.
     """
     refuse_if_known(db, key, unit)
+    lot = db.execute("SELECT lot FROM stock WHERE key = ? AND unit IS NOT ?", (key, unit)).get
+    if lot is not None:
+        raise DuplicateKey(
+            f"this key stands in lot {lot}: its certificate is made already, and is drawn from there",
+            hint="An engineer looks at the recipe's source, and at where this board comes from.",
+        )
     db.execute(
         "INSERT INTO keys_seen (key, unit, what, visit, recorded) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (key) DO NOTHING",

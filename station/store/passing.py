@@ -11,7 +11,7 @@ import apsw
 
 from hal.errors import ConfigError, Outcome
 from station.messages import Facts
-from station.store import escrow, orders, outbox, visits
+from station.store import escrow, orders, outbox, stock, visits
 
 
 def finish(
@@ -35,7 +35,7 @@ def finish(
     unit = here.joined()
     visits.check_wanted(db, unit)
     visits.done(db, now, visit, step, action, facts, found=False)
-    scrub = False
+    scrub = stock.settle(db, now, visit, unit)
     if enrollment:
         if not sinks:
             raise ConfigError("an enrollment without a sink to send it to", key="sink")
@@ -46,7 +46,7 @@ def finish(
         db.execute("UPDATE units SET passed = coalesce(passed, ?) WHERE unit = ?", (now, unit))
         for sink in sinks:
             outbox.put(db, now, unit, outbox.ENROLLMENT, sink, enrollment)
-        scrub = escrow.forget(db, unit)
+        scrub = escrow.forget(db, unit) or scrub
     if archive:
         outbox.put(db, now, unit, outbox.ARCHIVE, outbox.ARCHIVE_SINK, archive)
     visits.close(db, now, visit, step, action, Outcome.PASS, None, None, None)

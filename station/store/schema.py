@@ -396,7 +396,45 @@ CREATE TABLE trust_bundles (
 ) STRICT;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, WRAP_KEYS, TRUST)
+STOCK: Final = """
+CREATE TABLE stock_lots (
+    lot       TEXT PRIMARY KEY NOT NULL,
+    kind      TEXT NOT NULL CHECK (kind IN ('keys', 'certificates', 'preloaded')),
+    origin    TEXT NOT NULL,
+    sha256    BLOB NOT NULL CHECK (length(sha256) = 32),      -- of the signed manifest
+    signer    TEXT,                                           -- NULL: not signed, in bench mode
+    entries   INTEGER NOT NULL,
+    imported  INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE stock (
+    key          BLOB PRIMARY KEY NOT NULL CHECK (length(key) = 32), -- SHA-256 of the SubjectPublicKeyInfo
+    lot          TEXT NOT NULL REFERENCES stock_lots (lot),
+    certificate  BLOB UNIQUE CHECK (length(certificate) = 32),       -- SHA-256 of the leaf, where it is known
+    issuer       BLOB,
+    serial       TEXT,
+    common_name  TEXT UNIQUE,
+    not_after    INTEGER,
+    chain        BLOB,                                        -- MessagePack list of DER, leaf first
+    wrapped      BLOB,                                        -- the private key, under the token's; gone once settled
+    unit         TEXT UNIQUE REFERENCES units (unit),         -- whose it is, for good
+    visit        TEXT REFERENCES visits (visit),
+    drawn        INTEGER,
+    settled      INTEGER,                                     -- the unit passed with it
+    UNIQUE (issuer, serial),
+    CHECK ((unit IS NULL) = (drawn IS NULL)),
+    CHECK (settled IS NULL OR unit IS NOT NULL)
+) STRICT;
+CREATE INDEX stock_free ON stock (lot, not_after) WHERE unit IS NULL;
+CREATE INDEX stock_settled ON stock (lot) WHERE settled IS NOT NULL;
+CREATE TRIGGER stock_keep_rows BEFORE DELETE ON stock
+    BEGIN SELECT raise(ABORT, 'stock is given out, never taken back'); END;
+CREATE TRIGGER stock_keep_unit BEFORE UPDATE OF key, lot, certificate, issuer, serial, chain, unit ON stock
+    WHEN old.unit IS NOT NULL AND (new.unit IS NOT old.unit OR new.key <> old.key OR new.chain IS NOT old.chain)
+    BEGIN SELECT raise(ABORT, 'what a unit was given stays its own'); END;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, WRAP_KEYS, TRUST, STOCK)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Concatenate, ParamSpec, Self, TypeVar
+from typing import Concatenate, Final, ParamSpec, Self, TypeVar
 
 import apsw
 
@@ -36,6 +36,7 @@ from station.store import (
     passing,
     records,
     releases,
+    stock,
     trust,
     visits,
     wrap_keys,
@@ -52,6 +53,10 @@ from station.trust.verdict import Verdict
 
 T = TypeVar("T")
 P = ParamSpec("P")
+
+
+DAY: Final = 86_400_000
+"""Milliseconds."""
 
 
 def wall_clock() -> int:
@@ -221,6 +226,42 @@ class Store:
             keys.claim(db, now, unit, key, keys.CERTIFICATE, visit)
 
         self._write(claim)
+
+    # --- certificates made elsewhere ---------------------------------------------------------------------------
+
+    def add_lot(self, lot: stock.Lot, entries: Sequence[stock.Entry], by: str = "") -> bool:
+        """All of a lot, or nothing. False when the same one is there; DuplicateKey for what is known from before."""
+        return self._write(stock.add_lot, lot, entries, by)
+
+    def draw(self, visit: str, lot: str, key: bytes, name: str, minimum_days: int) -> stock.Drawn:
+        """The unit's certificate of a lot, its own for good from now on: see `stock.draw`."""
+
+        def draw(db: apsw.Connection, now: int) -> stock.Drawn:
+            return stock.draw(db, now, visit, lot, key, name, now + minimum_days * DAY)
+
+        return self._write(draw)
+
+    def adopt(self, visit: str, profile: str, chain: Sequence[bytes], key: bytes, lot: str = "") -> None:
+        """The chain that the device came with is the unit's, if nobody else has its key. `lot`: a vendor's manifest."""
+
+        def adopt(db: apsw.Connection, now: int) -> None:
+            if lot:
+                stock.adopt(db, now, visit, lot, key, stock.digest_of(chain))
+            certificates.record(db, now, visit, profile, chain)
+
+        self._write(adopt)
+
+    def lots(self) -> list[stock.LotView]:
+        """Lots of the pool and vendors' manifests, with what is left of each."""
+        return self._readers.read(stock.lots)
+
+    def stock_name(self, key: bytes) -> str | None:
+        """The common name that a lot's certificate has for this key (SHA-256 of its SPKI)."""
+        return self._readers.read(lambda db: stock.name_of(db, key))
+
+    def free_chains(self, lot: str, limit: int) -> list[list[bytes]]:
+        """Chains of a lot that no unit has yet."""
+        return self._readers.read(lambda db: stock.free_chains(db, lot, limit))
 
     def record_certificate(self, visit: str, profile: str, chain: Sequence[bytes]) -> None:
         """Keeps the unit's chain, DER, leaf first. DuplicateKey when it has another, or another unit has this key."""

@@ -93,6 +93,15 @@ class StationDesk:
     def prove_key(self, mac: bytes) -> None:
         self._ask(messages.ProveKey(mac), messages.Ok)
 
+    def draw(self, key: bytes) -> list[bytes]:
+        return self._ask(messages.Draw(key), messages.Drawn).chain
+
+    def adopt(self, chain: Sequence[bytes]) -> None:
+        self._ask(messages.Adopt(list(chain)), messages.Ok)
+
+    def stock_name(self, key: bytes) -> str:
+        return self._ask(messages.StockName(key), messages.Named).name
+
     def image(self, name: str) -> FirmwareImage:
         """The trusted bytes, once a visit. The station has checked the manifest; this checks what came through."""
         if name not in self._images:

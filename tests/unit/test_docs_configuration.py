@@ -33,6 +33,7 @@ SECTIONS: dict[str, Any] = {
     "[status]": config.StatusSection,
     "[policy]": config.PolicySection,
     "[audit]": config.AuditSection,
+    "[pool]": config.PoolSection,
     "Recipes": recipe.RecipeFile,
     "[subject]": profiles.SubjectSection,
     "[validity]": profiles.ValiditySection,
