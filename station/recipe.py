@@ -131,6 +131,7 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     _check_needs(source, steps, dict(drivers), problems)
     _check_facts(source, steps, problems)
     _check_copies(source, steps, len(configuration.file.escrow.media), problems)
+    _check_subject(source, steps, problems)
     _check_trust(source, steps, dict(drivers), problems)
     problems.raise_first()
     settings = _settings(source, file, drivers, problems, bench=configuration.bench)
@@ -339,6 +340,19 @@ def _settings(
             )
         found[role] = settings
     return found
+
+
+def _check_subject(source: TomlSource, steps: list[tuple[int, PlannedStep]], problems: Problems) -> None:
+    """An X.509 enrollment's registration ID is its certificate's common name (DPS takes no other)."""
+    options = next((item.options for _, item in steps if item.step.use == "certificate"), None)
+    for index, item in steps:
+        by_name = item.step.use == "enroll" and item.options.attestation.startswith("x509")
+        if by_name and options is not None and options.subject == "any":
+            problems.add(
+                source,
+                ("step", index, "attestation"),
+                "enrolls the certificate by its common name; expected no certificate with subject 'any'",
+            )
 
 
 def _credentials(settings: Iterable[object]) -> tuple[str, ...]:

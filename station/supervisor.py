@@ -42,7 +42,7 @@ from station.store import Store
 from station.token_watch import TokenWatch
 from station.trust.judge import Judge
 from station.trust.source import TrustSource
-from station.trust_store import load_file
+from station.trust_store import load_anchors, load_file
 
 MAIN: Final = "main"
 LOOK_SECONDS: Final = 1.0
@@ -234,11 +234,7 @@ def _terms(configuration: Configuration) -> dict[str, Terms]:
     """What certificates made elsewhere have to be. A folder that isn't there holds no anchors: all are refused then."""
     trust, days = configuration.file.trust, configuration.file.pool.minimum_days
     return {
-        POOL: Terms(_anchors(configuration.path(trust.pool)), days),
-        PRELOADED: Terms(_anchors(configuration.path(trust.preloaded)), days, client_auth=False),
+        POOL: Terms(load_anchors(configuration.path(trust.pool)), days),
+        PRELOADED: Terms(load_anchors(configuration.path(trust.preloaded)), days, client_auth=False),
         DEVICE: Terms((), days),
     }
-
-
-def _anchors(folder: Path) -> tuple[bytes, ...]:
-    return load_folder(folder) if folder.is_dir() else ()

@@ -1,4 +1,7 @@
-"""Certificates of persons from configuration files: escrow officers. What vouches for TPMs is in `station.trust`."""
+"""Certificates from configuration files: escrow officers, CAs of certificates made elsewhere.
+
+What vouches for TPMs is in `station.trust`.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from hal.errors import ConfigError
 
 FILE_LIMIT: Final = 4 << 20
+ENDINGS: Final = frozenset({".pem", ".crt", ".cer", ".der"})
 
 
 def load_file(path: Path) -> list[x509.Certificate]:
@@ -31,3 +36,11 @@ def load_file(path: Path) -> list[x509.Certificate]:
         raise ConfigError(
             f"holds no certificate that can be read ({error}); expected PEM or DER", file=str(path)
         ) from error
+
+
+def load_anchors(folder: Path) -> tuple[bytes, ...]:
+    """Every certificate in the folder's files, DER, in the order of their names. None where there is no such folder."""
+    if not folder.is_dir():
+        return ()
+    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())
+    return tuple(certificate.public_bytes(Encoding.DER) for path in files for certificate in load_file(path))

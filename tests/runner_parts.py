@@ -97,6 +97,17 @@ class Stage:
     def prove_key(self, mac: bytes) -> None:
         raise AssertionError(mac)
 
+    def draw(self, key: bytes) -> list[bytes]:
+        self.say("draw")
+        return self.chain
+
+    def adopt(self, chain: Sequence[bytes]) -> None:
+        self.say("adopt")
+
+    def stock_name(self, key: bytes) -> str:
+        self.say("stock name")
+        return "r1"
+
     def image(self, name: str) -> FirmwareImage:
         raise AssertionError(name)
 

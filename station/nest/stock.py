@@ -42,8 +42,6 @@ class VisitStock:
     def draw(self, unit: messages.Unit, message: messages.Draw) -> messages.Drawn:
         """The same one each time. Judged by the anchors of today: a PKI may have lost its place since the import."""
         options, terms = self._wanted(POOL), self._terms.get(POOL, NOTHING)
-        if bool(message.key) == options.deliver:
-            raise ProtocolViolation("a worker asked for another kind of lot than its recipe draws from")
         key = hashlib.sha256(message.key).digest() if message.key else b""
         name = unit.registration_id if options.subject == "registration-id" else ""
         drawn = self._store.draw(self._visit, options.lot, key, name, terms.minimum_days)
@@ -61,7 +59,7 @@ class VisitStock:
             raise CertificateUntrusted(
                 f"the device's certificate is for {quote(leaf.common_name)}, and the unit's registration ID"
                 f" is {unit.registration_id}",
-                hint="An engineer has key-identity take the registration ID from the certificate, or allows any subject.",
+                hint="An engineer has the name taken from the certificate (key-identity), or allows any subject.",
             )
         profile = f"{options.source}:{options.lot}" if options.lot else options.source
         self._store.adopt(self._visit, profile, message.chain, leaf.key, options.lot)

@@ -1,4 +1,6 @@
-"""`certificate`: the device's key is made in its place, certified, installed, read back, and the device can use it.
+"""`certificate`: the device has its key and its certificate, and shows that it can use them.
+
+Issued here: the key is made in its place, certified, installed, read back. Other sources: see `certificate_sources`.
 
 The key never leaves its place; the certificate is the same one again for a unit that comes back.
 """
@@ -6,12 +8,10 @@ The key never leaves its place; the certificate is the same one again for a unit
 from __future__ import annotations
 
 import hashlib
-import itertools
 import secrets
 from typing import Annotated, Final, Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from msgspec import Meta, Struct
 
 from hal.errors import (
@@ -24,12 +24,13 @@ from hal.errors import (
 )
 from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
-from hal.types import DeviceKey, Hierarchy, KeyType, ResidencyProof
+from hal.types import Hierarchy, KeyType, ResidencyProof
 from station.action import Action, Look, Need, Step, Trip
 from station.messages import Facts
-from station.protection import check_lifetime
 from station.signature import spki, verify_signature
+from station.steps.certificate_sources import Adopt, Draw, PresentKey
 from station.steps.current_ek import current_ek
+from station.steps.device_key import REGISTRATION_ID, check_chain, key_facts, place_of, present_key
 from station.steps.tpm_auths import auth
 
 NONCE_LENGTH: Final = 32
@@ -40,8 +41,15 @@ REASON_LENGTH: Final = 20
 
 
 class Options(Struct, frozen=True):
-    profile: Annotated[str, Meta(min_length=1, max_length=64, description="a certificate profile's name")]
-    source: Annotated[Literal["issue"], Meta(description="'issue'")] = "issue"
+    profile: Annotated[str, Meta(max_length=64, description="a certificate profile's name")] = ""
+    source: Annotated[
+        Literal["issue", "pool", "preloaded", "device"],
+        Meta(description="'issue', 'pool', 'preloaded' or 'device'"),
+    ] = "issue"
+    lot: Annotated[str, Meta(max_length=64, description="a lot of the pool, or a vendor's manifest")] = ""
+    subject: Annotated[Literal["registration-id", "any"], Meta(description="'registration-id' or 'any'")] = (
+        REGISTRATION_ID
+    )
     place: Annotated[
         str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the key")
     ] = "tpm"
@@ -67,28 +75,15 @@ class Options(Struct, frozen=True):
     untrusted_ek: Annotated[Literal["refuse", "accept"], Meta(description="'refuse' or 'accept'")] = "refuse"
     """Whether a key in a TPM gets a certificate although nothing vouches for that TPM's EK."""
 
-
-def _place(trip: Trip) -> KeyPlace:
-    return trip.need(KeyPlace, trip.options.place)
-
-
-def _key(trip: Trip) -> DeviceKey:
-    key = _place(trip).key(trip.call)
-    if key is None:
-        raise KeyConflict("the device's key is gone")
-    return key
-
-
-def _facts(trip: Trip, key: DeviceKey) -> Facts:
-    return {
-        "key_place": trip.options.place,
-        "key_protection": _place(trip).protection.value,
-        "key_override": trip.options.override,
-        "key_spki": key.spki,
-        "key_name": key.name,
-        "key_public": key.public,
-        "key_resident": key.resident,
-    }
+    def __post_init__(self) -> None:
+        if (self.source == "issue") != bool(self.profile):
+            raise ValueError("`profile` names the certificate profile of source 'issue', and of no other")
+        if (self.source in ("pool", "preloaded")) != bool(self.lot):
+            raise ValueError(
+                "`lot` names the lot of source 'pool' or the manifest of 'preloaded', and of no other"
+            )
+        if self.source == "issue" and self.subject != REGISTRATION_ID:
+            raise ValueError("what is issued here is for the registration ID; expected no other `subject`")
 
 
 class Key(Action):
@@ -98,7 +93,7 @@ class Key(Action):
     seconds = KEY_SECONDS
 
     def probe(self, trip: Trip) -> Facts | None:
-        key = _place(trip).key(trip.call)
+        key = place_of(trip).key(trip.call)
         recorded = trip.recorded("certificate.key").get("key_spki")
         if key is None:
             if recorded is not None:
@@ -112,13 +107,13 @@ class Key(Action):
         )
         if not ours:
             raise KeyConflict("a key that this station did not make is in the key's place")
-        return _facts(trip, key)
+        return key_facts(trip, key)
 
     def apply(self, trip: Trip) -> None:
-        _place(trip).make_key(trip.call, KeyType(trip.options.key), _owner(trip))
+        place_of(trip).make_key(trip.call, KeyType(trip.options.key), _owner(trip))
 
     def verify(self, trip: Trip) -> Facts:
-        return _facts(trip, _key(trip))
+        return key_facts(trip, present_key(trip))
 
 
 def _owner(trip: Trip) -> Secret:
@@ -149,7 +144,7 @@ class Residency(Look):
 
 
 def _prove_resident(trip: Trip) -> ResidencyProof:
-    key = _key(trip)
+    key = present_key(trip)
     if not key.resident or key.name is None:
         raise ResidencyUnproven(
             "the key's attributes do not say that it was made in this TPM and can't leave it"
@@ -186,12 +181,12 @@ class Issue(Action):
         if not isinstance(chain, list) or not chain:
             return None
         certificates = [der for der in chain if isinstance(der, bytes)]
-        _check_certificate(trip, certificates)
+        check_chain(trip, certificates)
         return {"certificate_chain": certificates}
 
     def apply(self, trip: Trip) -> None:
         proof = _proof(trip) if trip.board.has(EndorsementIdentity, trip.options.place) else None
-        csr = _place(trip).csr(trip.call, trip.text("registration_id"))
+        csr = place_of(trip).csr(trip.call, trip.text("registration_id"))
         _check_csr(csr, trip.octets("key_spki"), trip.text("registration_id"))
         trip.facts["certificate_chain"] = list(trip.desk.issue(trip.options.profile, csr, proof))
 
@@ -210,28 +205,6 @@ def _check_csr(csr: bytes, expected: bytes, registration_id: str) -> None:
     names = [item.value for item in request.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
     if names != [registration_id]:
         raise CredentialError("the certificate request names another subject than the registration ID")
-
-
-def _check_certificate(trip: Trip, chain: list[bytes]) -> None:
-    """Leaf for this key and this registration ID, each link signed by the next, up to our issuing CA."""
-    certificates = [x509.load_der_x509_certificate(der) for der in chain]
-    leaf = certificates[0]
-    check_lifetime(leaf, _place(trip).protection, trip.about.long_lived_days, trip.options.override)
-    if spki(leaf.public_key()) != trip.octets("key_spki"):
-        raise KeyConflict("the certificate on record is for another key than the device's")
-    names = [item.value for item in leaf.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)]
-    if names != [trip.text("registration_id")]:
-        raise CredentialError("the certificate on record names another registration ID")
-    if chain[1:] and trip.about.issuers and chain[1] not in trip.about.issuers:
-        raise CredentialError(
-            "the certificate on record was issued by none of the CAs that this station has had",
-            hint="An engineer decides whether this unit keeps its certificate.",
-        )
-    try:
-        for child, parent in itertools.pairwise(certificates):
-            child.verify_directly_issued_by(parent)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise CredentialError("the certificate's chain does not hold") from error
 
 
 class Install(Action):
@@ -263,14 +236,20 @@ class Prove(Look):
     def probe(self, trip: Trip) -> Facts:
         leaf = x509.load_der_x509_certificate(trip.octets_list("certificate_chain")[0])
         nonce = secrets.token_bytes(NONCE_LENGTH)
-        signature = _place(trip).prove(trip.call, nonce)
+        signature = place_of(trip).prove(trip.call, nonce)
         verify_signature(leaf.public_key(), signature, nonce)
         return {"possession_nonce": nonce, "possession_signature": signature}
 
 
 def _actions(options: Options) -> tuple[Action, ...]:
     resident: tuple[Action, ...] = (Residency(),) if options.place == "tpm" else ()
-    return (Key(), *resident, Issue(), Install(), Prove())
+    match options.source:
+        case "issue":
+            return (Key(), *resident, Issue(), Install(), Prove())
+        case "pool":
+            return (PresentKey(), *resident, Draw(), Install(), Prove())
+        case _:
+            return (PresentKey(), *resident, Adopt(), Prove())
 
 
 def _needs(options: Options) -> tuple[Need, ...]:

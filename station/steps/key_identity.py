@@ -10,13 +10,17 @@ import hashlib
 import secrets
 from typing import Annotated, Literal
 
+import msgspec
 from cryptography.hazmat.primitives import serialization
 from msgspec import Meta, Struct
 
-from hal.interfaces import DeviceIdentity, KeyPlace
+from hal.errors import CertificateUntrusted, KeyConflict, quote
+from hal.interfaces import CertificateStore, DeviceIdentity, KeyPlace
 from hal.secret import EMPTY
 from hal.types import DeviceKey, KeyType
-from station.action import Action, Look, Step, Trip
+from station.action import Action, Look, Need, Step, Trip
+from station.enrollment import RegistrationId
+from station.foreign import read_leaf
 from station.messages import Facts
 from station.signature import verify_signature
 
@@ -26,6 +30,13 @@ class Options(Struct, frozen=True):
         str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the key")
     ] = "link"
     key: Annotated[Literal["p256", "p384", "rsa2048", "rsa3072"], Meta(description="a key type")] = "p256"
+    registration_id: Annotated[
+        Literal["key", "certificate", "pool"], Meta(description="'key', 'certificate' or 'pool'")
+    ] = "key"
+    certificate: Annotated[
+        str,
+        Meta(min_length=1, max_length=64, description="the role of the driver that keeps the certificate"),
+    ] = "link"
 
 
 class Key(Action):
@@ -37,16 +48,46 @@ class Key(Action):
 
     def probe(self, trip: Trip) -> Facts | None:
         key = trip.need(KeyPlace, trip.options.place).key(trip.call)
-        return None if key is None else _facts(key)
+        if key is None:
+            if trip.options.registration_id != "key":
+                raise KeyConflict(
+                    "there is no key in the device, and its name is to come from that key's certificate",
+                    hint="Set the board aside: it was not prepared as this recipe expects.",
+                )
+            return None
+        return {"identity_spki": key.spki, "registration_id": _name(trip, key)}
 
     def apply(self, trip: Trip) -> None:
         trip.need(KeyPlace, trip.options.place).make_key(trip.call, KeyType(trip.options.key), EMPTY)
 
 
-def _facts(key: DeviceKey) -> Facts:
-    digest = hashlib.sha256(key.spki).digest()
-    name = base64.b32encode(digest).decode("ascii").rstrip("=").lower()
-    return {"identity_spki": key.spki, "registration_id": name}
+def _name(trip: Trip, key: DeviceKey) -> str:
+    """The registration ID: of the key itself, or the common name that a certificate for this key has already."""
+    match trip.options.registration_id:
+        case "key":
+            digest = hashlib.sha256(key.spki).digest()
+            return base64.b32encode(digest).decode("ascii").rstrip("=").lower()
+        case "pool":
+            found = trip.desk.stock_name(key.spki)
+        case _:
+            found = _certified_name(trip, key)
+    try:
+        return msgspec.convert(found, RegistrationId)
+    except msgspec.ValidationError as error:
+        raise CertificateUntrusted(
+            f"the common name {quote(found)} can't be a registration ID: {error}",
+            hint="An engineer lets the registration ID come from the key instead.",
+        ) from error
+
+
+def _certified_name(trip: Trip, key: DeviceKey) -> str:
+    chain = trip.need(CertificateStore, trip.options.certificate).installed(trip.call)
+    if not chain:
+        raise CertificateUntrusted("the device holds no certificate that its name could come from")
+    leaf = read_leaf(chain[0])
+    if leaf.spki != key.spki:
+        raise KeyConflict("the device's certificate is for another key than the one in its place")
+    return leaf.common_name
 
 
 class Possession(Look):
@@ -81,11 +122,16 @@ class Join(Look):
         return facts
 
 
+def _needs(options: Options) -> tuple[Need, ...]:
+    stored = ((CertificateStore, options.certificate),) if options.registration_id == "certificate" else ()
+    return ((KeyPlace, options.place), *stored)
+
+
 STEP = Step(
     use="key-identity",
     summary="for boards without a TPM: the board's own key is its identity",
     options=Options,
     actions=lambda _options: (Key(), Possession(), Join()),
-    needs=lambda options: ((KeyPlace, options.place),),
+    needs=_needs,
     gives=lambda _options: frozenset({"registration_id", "unit", "identity_spki"}),
 )
