@@ -13,7 +13,10 @@ from typing import Protocol, runtime_checkable
 from hal.call import Call
 from hal.secret import Secret
 from hal.types import (
+    AkKind,
     BoardIdentity,
+    Certified,
+    Credential,
     Departure,
     DeviceKey,
     DiscoveryFault,
@@ -29,7 +32,6 @@ from hal.types import (
     OwnershipState,
     PinTries,
     PinVerdict,
-    ResidencyProof,
     SealedKey,
     Sighting,
     SrkTemplate,
@@ -130,11 +132,41 @@ class EndorsementIdentity(Protocol):
         EkMismatch when another key is there, unless it is exactly `evict`: that one is removed first.
         """
 
-    def prove_resident(self, call: Call, ek: EndorsementKey, key: DeviceKey) -> ResidencyProof:
-        """Shows that `key` (by its Name) is in the TPM of `ek`; ResidencyUnproven if not."""
 
-    def prove_attestation_key(self, call: Call, ek: EndorsementKey) -> ResidencyProof:
-        """Makes a restricted signing key (AK) in the endorsement hierarchy and shows that it is in the TPM of `ek`."""
+@runtime_checkable
+class KeyAttestation(Protocol):
+    """What a TPM can show of its keys. The station makes the challenges and judges the answers; a driver only asks.
+
+    Objects are named by their TPM2B_PUBLIC: an AK of `attestation_key`, or the device key of `KeyPlace`.
+    """
+
+    def attestation_key(self, call: Call, kind: AkKind) -> bytes:
+        """TPM2B_PUBLIC of the AK: a primary key of the endorsement hierarchy, the same one each time.
+
+        TpmError for an IAK where none was made.
+        """
+
+    def activate(self, call: Call, ek: EndorsementKey, public: bytes, credential: Credential) -> bytes:
+        """TPM2_ActivateCredential: the secret. ResidencyUnproven when the TPM can't open it for this EK and object."""
+
+    def certify(self, call: Call, ak: bytes, public: bytes, qualifying: bytes) -> Certified:
+        """TPM2_Certify of the object by the AK `ak`, with `qualifying` (at most 32 octets) in it."""
+
+
+@runtime_checkable
+class IdentityKeys(Protocol):
+    """Keys from the templates of the TCG's "TPM 2.0 Keys for Device Identity and Attestation", which anybody with the
+    TPM finds again: P-256 (its H-2).
+    """
+
+    def make_idevid(self, call: Call, owner: Secret) -> DeviceKey:
+        """The IDevID key where `KeyPlace.key` finds it. KeyConflict when one is there."""
+
+    def iak(self, call: Call) -> bytes | None:
+        """TPM2B_PUBLIC of what is at the IAK's handle, None when nothing is."""
+
+    def make_iak(self, call: Call, owner: Secret) -> bytes:
+        """The IAK at its handle; its TPM2B_PUBLIC. KeyConflict when another key is there."""
 
 
 @runtime_checkable

@@ -173,20 +173,31 @@ class EndorsementReport:
 
 
 @dataclass(frozen=True, slots=True)
-class ResidencyProof:
-    """The transcript of one MakeCredential / ActivateCredential exchange (TPM 2.0 Part 1, 24).
+class Credential:
+    """A secret that only the TPM with one EK, and with one object loaded, can give back (TPM 2.0 Part 1, 24).
 
-    The credential was made on the host for exactly (EK, key Name); only the TPM with that EK and a loaded
-    object of that Name can give back `secret`. `key_public` is the object's TPM2B_PUBLIC; `id_object`
-    (TPM2B_ID_OBJECT) and `encrypted_secret` (TPM2B_ENCRYPTED_SECRET) are what was sent.
+    `id_object`: TPM2B_ID_OBJECT, `encrypted_secret`: TPM2B_ENCRYPTED_SECRET, each with its size. Made by the station.
     """
 
-    ek_name: bytes
-    key_name: bytes
-    key_public: bytes
     id_object: bytes
     encrypted_secret: bytes
-    secret: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Certified:
+    """What TPM2_Certify answers (Part 3, 18.2). `attest`: TPMS_ATTEST without a size, `signature`: TPMT_SIGNATURE."""
+
+    attest: bytes
+    signature: bytes
+
+
+class AkKind(enum.StrEnum):
+    """Which attestation key (AK): restricted, so that it signs only what its TPM has made."""
+
+    VISIT = "visit"
+    """A primary key of the endorsement hierarchy from Hallmark's own template. Left nowhere."""
+    IAK = "iak"
+    """TCG "TPM 2.0 Keys for Device Identity and Attestation": the initial attestation key, at its handle."""
 
 
 class Hierarchy(enum.StrEnum):

@@ -19,11 +19,12 @@ from hal.driver import Bindings
 from hal.errors import RecipeError, VerifyMismatch
 from hal.secret import Secret
 from hal.types import (
+    Certified,
+    Credential,
     EndorsementKey,
     Enrollment,
     FirmwareImage,
     KeyPurpose,
-    ResidencyProof,
     SealedKey,
     TransportKey,
 )
@@ -47,7 +48,17 @@ class Desk(Protocol):
 
     def judge_ek(self, ek: EndorsementKey, chain: Sequence[bytes]) -> Facts: ...
 
-    def join(self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]) -> Unit: ...
+    def join(
+        self,
+        kind: str,
+        value: str,
+        registration_id: str,
+        claims: list[tuple[str, str]],
+        *,
+        unproven: bool = False,
+    ) -> Unit:
+        """`unproven`: the TPM can't show its EK before its endorsement auth is known."""
+        ...
 
     def protect(self, ek_name: bytes, auths: Mapping[str, Secret]) -> None: ...
 
@@ -56,7 +67,15 @@ class Desk(Protocol):
     def copy_escrow(self, ek_name: bytes) -> int:
         """How many durable copies the newest escrow record has; EscrowIncomplete while the recipe wants more."""
 
-    def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]: ...
+    def credential(
+        self, purpose: str, ek_public: bytes, public: bytes, ek_certificate: bytes | None
+    ) -> tuple[Credential, bytes]:
+        """The credential that the TPM is to open, and the nonce that it is to certify."""
+
+    def proven(self, secret: bytes, certified: Certified | None) -> None:
+        """What the TPM answered; ResidencyUnproven when it proves nothing."""
+
+    def issue(self, profile: str, csr: bytes) -> list[bytes]: ...
 
     def challenge(self) -> bytes:
         """A fresh nonce of the station, 32 octets, good for one `deliver_key` or one `prove_key`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
+from station.attestation import Transcript, from_json
 from station.messages import Facts
 from station.store import Store
 from station.trust.verdict import Verdict
@@ -33,6 +34,7 @@ class ArchiveRecord(Struct, frozen=True):
     """SHA-256 of the signed configuration set of the last visit, hex; empty on a bench."""
     ek_verdict: Verdict | None = None
     """What vouches for its EK; None for boards without a TPM."""
+    attestation: Transcript | None = None
 
 
 def archive_record(station: str, store: Store, unit: str) -> bytes:
@@ -54,6 +56,7 @@ def archive_record(station: str, store: Store, unit: str) -> bytes:
             facts=record.facts,
             configuration=(record.visits[-1].configuration or b"").hex() if record.visits else "",
             ek_verdict=record.ek_verdict,
+            attestation=from_json(record.attestation) if record.attestation is not None else None,
         ),
         order="sorted",
     )

@@ -56,6 +56,8 @@ def files(record: UnitRecord) -> dict[str, bytes]:
         # Where ownership was begun anew, the values before may still be what the TPM has.
         for escrow in record.escrows[:-1]:
             found[f"escrow-{escrow.ek_name.hex()[:16]}-{escrow.generation}.p7m"] = escrow.sealed
+    if record.attestation is not None:
+        found["attestation.json"] = record.attestation
     for item in record.outbox:
         if item.kind == "enrollment" and item.sent:
             found["enrollment.json"] = item.sent

@@ -51,6 +51,12 @@ class Offered:
             offer = self._offers.get(ek_name)
             return offer is not None and offer.visit is None
 
+    def in_use(self, ek_name: bytes, visit: str) -> bool:
+        """Whether this visit has taken what was brought for that EK."""
+        with self._lock:
+            offer = self._offers.get(ek_name)
+            return offer is not None and offer.visit == visit
+
     def take(self, ek_name: bytes, visit: str) -> tuple[dict[str, Secret], str, bool] | None:
         """(values by hierarchy, who brought them, whether this is the first time), for the first visit that asks."""
         with self._lock:

@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 
 from hal.driver import Driver, in_order
 from hal.errors import ConfigError, HallmarkError, RecipeError
-from hal.interfaces import Channel, Credentials, EndorsementIdentity
+from hal.interfaces import Channel, Credentials, EndorsementIdentity, KeyAttestation
 from hal.registry import Registry
 from hal.types import KeyProtection, Sighting
 from station.action import Action, Step
@@ -108,6 +108,15 @@ class Recipe:
     def ek_policy(self) -> EkPolicy | None:
         """What has to vouch for an EK; None where the recipe doesn't identify by one."""
         return next((item.options.policy for item in self.steps if item.step.use == "tpm-identity"), None)
+
+    def attested_profiles(self) -> list[str]:
+        """Profiles of certificates for keys that their place can show to be in it."""
+        return [
+            item.options.profile
+            for item in self.steps
+            if item.step.use == "certificate"
+            and any(interface is KeyAttestation for interface, _ in item.step.needs(item.options))
+        ]
 
     def profiles(self) -> list[str]:
         options = self.certificate()

@@ -15,16 +15,18 @@ from hal.interfaces import DeviceIdentity
 from hal.secret import Secret
 from hal.types import (
     BoardIdentity,
+    Certified,
+    Credential,
     EndorsementKey,
     Enrollment,
     FirmwareImage,
     KeyPurpose,
-    ResidencyProof,
     TransportKey,
 )
-from station import runner
+from station import messages, runner
 from station.action import Action, Circumstances, DeliveredKey, NoOptions, Step, Trip
 from station.messages import Facts, Unit
+from station.nest.attesting import Attesting
 from station.recipe import PlannedStep
 from station.runner import Runner
 
@@ -55,6 +57,7 @@ class Stage:
         self.auths: dict[str, Secret] = {}
         self.chain: list[bytes] = []
         self.notes: list[str] = []
+        self.attesting = Attesting()
 
     def say(self, what: str) -> None:
         waiting = self.fails.get(what)
@@ -68,7 +71,15 @@ class Stage:
         self.say("judge")
         return {"ek_trust": "certificate", "ek_anchor": "CN=maker root"}
 
-    def join(self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]) -> Unit:
+    def join(
+        self,
+        kind: str,
+        value: str,
+        registration_id: str,
+        claims: list[tuple[str, str]],
+        *,
+        unproven: bool = False,
+    ) -> Unit:
         self.say(f"join {kind}")
         return self.unit
 
@@ -84,7 +95,20 @@ class Stage:
         self.say("copy escrow")
         return 2
 
-    def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]:
+    def credential(
+        self, purpose: str, ek_public: bytes, public: bytes, ek_certificate: bytes | None
+    ) -> tuple[Credential, bytes]:
+        self.say(f"credential {purpose}")
+        asked = messages.AskCredential(purpose, ek_public, public, ek_certificate or b"")
+        made = self.attesting.credential(asked)
+        return Credential(made.id_object, made.encrypted_secret), made.nonce
+
+    def proven(self, secret: bytes, certified: Certified | None) -> None:
+        self.say("proven")
+        attest, signature = (certified.attest, certified.signature) if certified else (b"", b"")
+        self.attesting.proven(messages.Proven(secret, attest, signature))
+
+    def issue(self, profile: str, csr: bytes) -> list[bytes]:
         self.say(f"issue {profile}")
         return self.chain
 

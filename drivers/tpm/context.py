@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Final
 
 from drivers.tpm import codec, public
@@ -50,7 +51,7 @@ class Tpm:
         self._persistent: dict[int, ESYS_TR] = {}
         """ESAPI's objects for persistent keys, by handle: it asks the TPM for each one anew, over a slow line maybe."""
         self._saved: dict[str, tuple[object, bytes]] = {}
-        """Saved contexts of primary keys and their TPM2B_PUBLIC: see `kept_primary`."""
+        """Saved contexts of primary keys and their TPM2B_PUBLIC: see `kept`."""
         self._used = self._gone = self._confused = False
         self._boot: bytes | None = None
         """The TPM's resetCount and restartCount when ESAPI was made; None where it doesn't tell."""
@@ -284,34 +285,33 @@ class Tpm:
                 esapi.flush_context(item)
 
     @contextlib.contextmanager
-    def kept_primary(
-        self, key: str, hierarchy: Hierarchy, template: object
+    def kept(
+        self, name: str, make: Callable[[], AbstractContextManager[tuple[ESYS_TR, bytes]]]
     ) -> Iterator[tuple[ESYS_TR, bytes]]:
-        """As `primary`, for one that is used several times a visit, under the name `key`: a slow one is made only once.
+        """What `make` makes, a transient primary key and its TPM2B_PUBLIC, for use under `name` several times a visit.
 
-        A transient object has no place to stay in (three are all that a TPM has room for), but its context, encrypted
-        by the TPM, can be kept here and loaded again, until the TPM is reset.
+        It has no place to stay in (three are all that a TPM has room for). When making it was slow its context,
+        encrypted by the TPM, is kept here and loaded again, until the TPM is reset.
         """
-        saved = self._saved.get(key)
-        if saved is not None:
-            loaded = self._load(key, saved[0])
-            if loaded is not None:
-                with self.flushing(loaded):
-                    yield loaded, saved[1]
-                return
+        saved = self._saved.get(name)
+        loaded = self._load(name, saved[0]) if saved is not None else None
+        if saved is not None and loaded is not None:
+            with self.flushing(loaded):
+                yield loaded, saved[1]
+            return
         began = time.monotonic()
-        with self.primary(hierarchy, template) as (item, area):
+        with make() as (item, area):
             if time.monotonic() - began >= WORTH_KEEPING:
-                self._saved[key] = self.connected().context_save(item), area
+                self._saved[name] = self.connected().context_save(item), area
             yield item, area
 
-    def _load(self, key: str, context: object) -> ESYS_TR | None:
+    def _load(self, name: str, context: object) -> ESYS_TR | None:
         try:
             return self.connected().context_load(context)
         except TSS2_Exception as error:
             if not from_tpm(error.rc) or base(error.rc) in STALE:
                 raise
-            del self._saved[key]  # of before a reset: it is made again
+            del self._saved[name]  # of before a reset: it is made again
             return None
 
     @contextlib.contextmanager

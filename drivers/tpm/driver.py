@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from drivers.tpm import tcti
+from drivers.tpm.attestation import Attesting
 from drivers.tpm.context import Tpm
 from drivers.tpm.endorsement import Endorsements
+from drivers.tpm.identitykeys import TcgKeys
 from drivers.tpm.keyplace import TpmKeyPlace
 from drivers.tpm.ownership import Owning
 from drivers.tpm.store import TpmCertificateStore
@@ -18,13 +20,17 @@ from hal.interfaces import (
     CertificateStore,
     Custody,
     EndorsementIdentity,
+    IdentityKeys,
+    KeyAttestation,
     KeyPlace,
     Ownership,
     TpmTransport,
 )
 from hal.types import KeyProtection
 
-OFFERS: Final = frozenset({EndorsementIdentity, Ownership, Custody, KeyPlace, CertificateStore})
+OFFERS: Final = frozenset(
+    {EndorsementIdentity, KeyAttestation, Ownership, Custody, KeyPlace, IdentityKeys, CertificateStore}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ def serve(transport: TpmTransport) -> Iterator[Mapping[type, object]]:
         owning = Owning(tpm)
         yield {
             EndorsementIdentity: Endorsements(tpm),
+            KeyAttestation: Attesting(tpm),
+            IdentityKeys: TcgKeys(tpm),
             Ownership: owning,
             Custody: owning,
             KeyPlace: TpmKeyPlace(tpm),

@@ -1,14 +1,11 @@
-"""`hal.interfaces.EndorsementIdentity`: which EKs a TPM has, which certificates belong to them, and proofs by them.
+"""`hal.interfaces.EndorsementIdentity`: which EKs a TPM has, and which certificates belong to them.
 
 Whether an EK is to be trusted, and which one a unit is enrolled with, is the station's to say.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -19,29 +16,23 @@ from drivers.tpm.failures import (
     RC_ASYMMETRIC,
     RC_CURVE,
     RC_HASH,
-    RC_INTEGRITY,
     RC_KEY_SIZE,
     RC_SYMMETRIC,
     RC_VALUE,
     base,
-    described,
     from_tpm,
 )
-from drivers.tpm.tss import ESYS_TR, TPM2_SE, TPMA_OBJECT, TSS2_Exception, make_credential
+from drivers.tpm.tss import ESYS_TR, TSS2_Exception
 from hal.call import Call
-from hal.errors import EkMismatch, ResidencyUnproven, TpmError, quote
+from hal.errors import EkMismatch, TpmError, quote
 from hal.types import (
-    DeviceKey,
     EkCertificate,
     EkOrigin,
     EndorsementKey,
     EndorsementReport,
-    ResidencyProof,
     TpmDescription,
 )
 
-CHALLENGE_LENGTH: Final = 32
-"""Octets of the secret in a credential; at most the digest size of the EK's name algorithm."""
 MOST_KEYS: Final = 16
 MOST_CHAIN_INDEXES: Final = 16
 UNKNOWN_ALGORITHM: Final = frozenset({RC_VALUE, RC_CURVE, RC_KEY_SIZE, RC_SYMMETRIC, RC_HASH, RC_ASYMMETRIC})
@@ -128,21 +119,6 @@ class Endorsements:
                 esapi.tr_close(kept)
             return replace(ek, handle=handle)
 
-    def prove_resident(self, call: Call, ek: EndorsementKey, key: DeviceKey) -> ResidencyProof:
-        with self._tpm.use(call, "proving that the device key is in the TPM"):
-            there = self._tpm.read_public(templates.DEVICE_KEY_HANDLE)
-            if there is None or there != key.public:
-                raise ResidencyUnproven("the key at 0x81020000 is not the one that was read before")
-            with self._tpm.persistent(templates.DEVICE_KEY_HANDLE) as item:
-                return self._proof(ek, item, there)
-
-    def prove_attestation_key(self, call: Call, ek: EndorsementKey) -> ResidencyProof:
-        with (
-            self._tpm.use(call, "proving that the TPM has its EK"),
-            sessions.endorsement_primary(self._tpm, templates.attestation_key()) as (item, area),
-        ):
-            return self._proof(ek, item, area)
-
     # --- keys and certificates ----------------------------------------------------------------------------------
 
     def _at(self, handle: int) -> EndorsementKey | None:
@@ -186,54 +162,6 @@ class Endorsements:
         indexes = templates.EK_CHAIN_INDEXES
         there = self._tpm.handles(indexes.start, indexes.stop - 1)[:MOST_CHAIN_INDEXES]
         return tuple(certificates.each(b"".join(nv.read(self._tpm, index) or b"" for index in there)))
-
-    # --- MakeCredential, ActivateCredential ---------------------------------------------------------------------
-
-    def _proof(self, ek: EndorsementKey, item: ESYS_TR, area: bytes) -> ResidencyProof:
-        """Part 1, 24: the credential is made here, for exactly this EK and this Name; only that TPM can open it."""
-        if not public.is_resident(area):
-            raise ResidencyUnproven(
-                "the key may have come from outside: fixedTPM, fixedParent, sensitiveDataOrigin"
-            )
-        challenge, name = secrets.token_bytes(CHALLENGE_LENGTH), public.name(area)
-        id_object, encrypted = make_credential(public.parsed(ek.public), challenge, name)
-        with sessions.endorsement_key(self._tpm, ek) as key, self._ek_session(ek) as session:
-            try:
-                answer = self._tpm.connected().activate_credential(
-                    item, key, id_object, encrypted, session1=ESYS_TR.PASSWORD, session2=session
-                )
-            except TSS2_Exception as error:
-                if from_tpm(error.rc) and base(error.rc) in (RC_INTEGRITY, RC_VALUE):
-                    raise ResidencyUnproven(
-                        f"the TPM could not open a credential for its EK and this key: {described(error.rc)}",
-                        rc=int(error.rc),
-                    ) from error
-                raise
-        secret = bytes(answer)
-        if not hmac.compare_digest(secret, challenge):
-            raise ResidencyUnproven("the TPM gave back another secret than the one in the credential")
-        return ResidencyProof(
-            ek_name=ek.name,
-            key_name=name,
-            key_public=area,
-            id_object=bytes(id_object.marshal()),
-            encrypted_secret=bytes(encrypted.marshal()),
-            secret=secret,
-        )
-
-    @contextlib.contextmanager
-    def _ek_session(self, ek: EndorsementKey) -> Iterator[ESYS_TR]:
-        """What uses the EK: its empty auth where its template allows that, else PolicySecret(ENDORSEMENT).
-
-        With the endorsement auth that Ownership has set or proven in this visit; before, it is taken to be empty.
-        """
-        if public.attributes(ek.public) & TPMA_OBJECT.USERWITHAUTH:
-            yield ESYS_TR.PASSWORD
-            return
-        with sessions.policy(self._tpm, TPM2_SE.POLICY) as session:
-            with sessions.endorsement(self._tpm) as (endorsement, authorising):
-                self._tpm.connected().policy_secret(endorsement, session, expiration=0, session1=authorising)
-            yield session
 
 
 def _certificate_of(key: EndorsementKey, found: Iterable[EkCertificate]) -> bytes | None:

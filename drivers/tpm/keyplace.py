@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from drivers.tpm import public, sessions, templates
 from drivers.tpm.context import Tpm
-from drivers.tpm.tss import tpm_ecc_private_key, tpm_rsa_private_key
+from drivers.tpm.tss import TPMA_OBJECT, tpm_ecc_private_key, tpm_rsa_private_key
 from hal.call import Call
 from hal.errors import CredentialError, KeyConflict, ProtocolViolation, TpmError, quote
 from hal.secret import Secret
@@ -86,6 +86,9 @@ class TpmKeyPlace:
         with self._tpm.persistent(templates.DEVICE_KEY_HANDLE) as item:
             try:
                 yield kind(self._tpm.connected(), item)
-            except ValueError as error:
-                # The library reads the object again by itself: a device may have said something else this time.
+            except (ValueError, TypeError) as error:
+                # The library reads the object again by itself: a device may have said something else this time,
+                # or gives a signature of an algorithm that the key doesn't have.
                 raise ProtocolViolation("what the TPM says of its device key doesn't hold") from error
+        if not public.attributes(area) & TPMA_OBJECT.NODA:
+            self._tpm.settle()  # an auth that dictionary-attack protection covers was used: no power cut counts a try

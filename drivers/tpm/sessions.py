@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Final
 
-from drivers.tpm import nv, templates
+from drivers.tpm import nv, public, templates
 from drivers.tpm.context import HIERARCHIES, Tpm
-from drivers.tpm.tss import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_SESSION, TPMT_SYM_DEF
+from drivers.tpm.tss import ESYS_TR, TPM2_ALG, TPM2_SE, TPMA_OBJECT, TPMA_SESSION, TPML_DIGEST, TPMT_SYM_DEF
 from hal.errors import EkMismatch, TpmError
 from hal.secret import EMPTY, Secret
 from hal.types import EndorsementKey, Hierarchy
@@ -42,7 +42,7 @@ def endorsement_key(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
 def derived_ek(tpm: Tpm, template: str) -> Iterator[tuple[ESYS_TR, bytes]]:
     """The EK of that template as a transient object, and its TPM2B_PUBLIC."""
     area = templates.ek(template, lambda index: nv.read(tpm, index))
-    with tpm.kept_primary(f"EK {template}", Hierarchy.ENDORSEMENT, area) as made:
+    with endorsement_primary(tpm, area, f"EK {template}") as made:
         yield made
 
 
@@ -67,6 +67,43 @@ def policy(tpm: Tpm, kind: TPM2_SE) -> Iterator[ESYS_TR]:
     )
     with tpm.flushing(session):
         yield session
+
+
+@contextlib.contextmanager
+def using_ek(tpm: Tpm, ek: EndorsementKey) -> Iterator[ESYS_TR]:
+    """What authorises using the EK: its empty auth where its template allows that, else PolicySecret(ENDORSEMENT)."""
+    if public.attributes(ek.public) & TPMA_OBJECT.USERWITHAUTH:
+        yield ESYS_TR.PASSWORD
+        return
+    with policy(tpm, TPM2_SE.POLICY) as session:
+        _endorse(tpm, session)
+        yield session
+
+
+@contextlib.contextmanager
+def administering(tpm: Tpm, area: bytes, command: int) -> Iterator[ESYS_TR]:
+    """What authorises `command` on an object in the ADMIN role: its auth, or the TCG's IDevID and IAK policy.
+
+    Those keys have adminWithPolicy set; their policy has a branch for Certify and one for ActivateCredential, both
+    behind the endorsement auth.
+    """
+    if not public.attributes(area) & TPMA_OBJECT.ADMINWITHPOLICY:
+        yield ESYS_TR.PASSWORD
+        return
+    branches = (
+        templates.idevid_branches() if area[12:44] == templates.idevid_policy() else templates.iak_branches()
+    )
+    with policy(tpm, TPM2_SE.POLICY) as session:
+        _endorse(tpm, session)
+        tpm.connected().policy_command_code(session, command)
+        tpm.connected().policy_or(session, TPML_DIGEST(branches))
+        yield session
+
+
+def _endorse(tpm: Tpm, session: ESYS_TR) -> None:
+    """PolicySecret(ENDORSEMENT) in the policy session `session`."""
+    with endorsement(tpm) as (item, authorising):
+        tpm.connected().policy_secret(item, session, expiration=0, session1=authorising)
 
 
 @contextlib.contextmanager
@@ -114,11 +151,20 @@ def endorsement(tpm: Tpm) -> Iterator[tuple[ESYS_TR, ESYS_TR]]:
 
 
 @contextlib.contextmanager
-def endorsement_primary(tpm: Tpm, template: object) -> Iterator[tuple[ESYS_TR, bytes]]:
-    """A transient primary key of that hierarchy and its TPM2B_PUBLIC; its session has ended by then."""
-    with contextlib.ExitStack() as stack:
-        with endorsement(tpm) as (_, session):
-            made = stack.enter_context(tpm.primary(Hierarchy.ENDORSEMENT, template, session))
+def endorsement_primary(tpm: Tpm, template: object, keep: str) -> Iterator[tuple[ESYS_TR, bytes]]:
+    """A transient primary key of that hierarchy and its TPM2B_PUBLIC; its session has ended by then.
+
+    Under the name `keep` its context is kept for the visit when making it was slow.
+    """
+
+    @contextlib.contextmanager
+    def make() -> Iterator[tuple[ESYS_TR, bytes]]:
+        with contextlib.ExitStack() as stack:
+            with endorsement(tpm) as (_, session):
+                made = stack.enter_context(tpm.primary(Hierarchy.ENDORSEMENT, template, session))
+            yield made
+
+    with tpm.kept(keep, make) as made:
         yield made
 
 

@@ -5,10 +5,19 @@ Each call builds a new structure: tpm2-pytss's own templates are module globals,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Final
 
-from drivers.tpm.tss import TPM2B_PUBLIC, TPMT_PUBLIC, NoSuchIndex, create_ek_template
+from drivers.tpm.tss import (
+    TPM2_ALG,
+    TPM2_CC,
+    TPM2B_PUBLIC,
+    TPMA_NV,
+    TPMT_PUBLIC,
+    NoSuchIndex,
+    create_ek_template,
+)
 from hal.types import EkOrigin, KeyType, SrkTemplate
 
 EK_HANDLE: Final = 0x81010001
@@ -16,7 +25,13 @@ EK_HANDLE: Final = 0x81010001
 EK_HANDLES: Final = range(0x81010000, 0x81010100)
 SRK_HANDLE: Final = 0x81000001
 DEVICE_KEY_HANDLE: Final = 0x81020000
-"""TCG TPM 2.0 Keys for Device Identity and Attestation: first handle for an IDevID key."""
+"""TCG TPM v2.0 Provisioning Guidance, 7.8, table 2: the IDevID key."""
+IAK_HANDLE: Final = 0x81020001
+"""The next one of that range: the specifications that we could read reserve none for an IAK."""
+IDEVID_POLICY_INDEX: Final = 0x01C90010
+IAK_POLICY_INDEX: Final = 0x01C90018
+"""NV indexes in which an owner may put another policy: TPM 2.0 Keys for Device Identity and Attestation, 7.3.2."""
+ALG_NULL: Final = int(TPM2_ALG.NULL)
 
 EK_TEMPLATES: Final[dict[int, str]] = {
     0x01C00002: "L-1",
@@ -33,8 +48,29 @@ EMPTY_UNIQUE: Final = EkOrigin.EMPTY_UNIQUE.value
 EK_CHAIN_INDEXES: Final = range(0x01C00100, 0x01C00200)
 """The EK certificate's issuers, DER one behind the other, going on from one index to the next (2.2.1.5.2)."""
 
+_RH_ENDORSEMENT: Final = 0x4000000B
+_CC_POLICY_SECRET, _CC_POLICY_COMMAND_CODE, _CC_POLICY_OR, _CC_POLICY_AUTHORIZE_NV = (
+    0x151,
+    0x16C,
+    0x171,
+    0x192,
+)
+_POLICY_NV: Final = int(
+    TPMA_NV.POLICYWRITE
+    | TPMA_NV.WRITEALL
+    | TPMA_NV.PPREAD
+    | TPMA_NV.OWNERREAD
+    | TPMA_NV.AUTHREAD
+    | TPMA_NV.POLICYREAD
+    | TPMA_NV.NO_DA
+    | TPMA_NV.WRITTEN
+)
+"""Attributes of the NV indexes for policies, once written: 7.3.5.1, table 9."""
+
 _STORAGE: Final = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|decrypt"
 _SIGNING: Final = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign"
+_IDEVID: Final = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|sign"
+_IAK: Final = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|adminwithpolicy|restricted|sign"
 _ATTESTING: Final = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|restricted|sign"
 
 _KEYS: Final[dict[KeyType, str]] = {
@@ -98,3 +134,73 @@ def attestation_key() -> TPM2B_PUBLIC:
     return TPM2B_PUBLIC(
         publicArea=TPMT_PUBLIC.parse("ecc_nist_p256:ecdsa-sha256:null", objectAttributes=_ATTESTING)
     )
+
+
+# --- TCG "TPM 2.0 Keys for Device Identity and Attestation", 7.3.4: H-2 (ECC P-256, SHA-256) --------------------------
+
+
+def idevid() -> TPM2B_PUBLIC:
+    """The recoverable IDevID key: anybody with the TPM derives the same one."""
+    return _identity_key(_IDEVID, idevid_policy(), b"IDEVID")
+
+
+def iak() -> TPM2B_PUBLIC:
+    """The recoverable initial attestation key."""
+    return _identity_key(_IAK, iak_policy(), b"IAK")
+
+
+def _identity_key(attributes: str, policy: bytes, unique: bytes) -> TPM2B_PUBLIC:
+    area = TPMT_PUBLIC.parse(
+        "ecc_nist_p256:ecdsa-sha256:null", objectAttributes=attributes, authPolicy=policy
+    )
+    area.unique.ecc.x = unique
+    area.unique.ecc.y = unique
+    return TPM2B_PUBLIC(publicArea=area)
+
+
+def idevid_policy() -> bytes:
+    return _either(idevid_branches())
+
+
+def iak_policy() -> bytes:
+    return _either(iak_branches())
+
+
+def idevid_branches() -> list[bytes]:
+    """Endorsement auth; the same for Certify, and for ActivateCredential; or what the owner has put into NV."""
+    return _branches(IDEVID_POLICY_INDEX)
+
+
+def iak_branches() -> list[bytes]:
+    return _branches(IAK_POLICY_INDEX)
+
+
+def _branches(index: int) -> list[bytes]:
+    endorsed = _sha256(
+        _extended(_CC_POLICY_SECRET, _RH_ENDORSEMENT.to_bytes(4, "big"))
+    )  # and an empty policyRef
+    commands = (int(TPM2_CC.Certify), int(TPM2_CC.ActivateCredential))
+    bound = [_extended(_CC_POLICY_COMMAND_CODE, code.to_bytes(4, "big"), endorsed) for code in commands]
+    # TPMS_NV_PUBLIC of the index as the specification wants it defined: index, nameAlg, attributes, policy, size.
+    area = (
+        index.to_bytes(4, "big")
+        + b"\x00\x0b"
+        + _POLICY_NV.to_bytes(4, "big")
+        + b"\x00\x20"
+        + endorsed
+        + b"\x00\x22"
+    )
+    return [endorsed, *bound, _extended(_CC_POLICY_AUTHORIZE_NV, b"\x00\x0b" + _sha256(area))]
+
+
+def _either(branches: list[bytes]) -> bytes:
+    return _extended(_CC_POLICY_OR, b"".join(branches))
+
+
+def _extended(command: int, arguments: bytes, before: bytes = bytes(32)) -> bytes:
+    """Part 1, 19.7: how each policy command extends a policy's digest."""
+    return _sha256(before + command.to_bytes(4, "big") + arguments)
+
+
+def _sha256(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()

@@ -50,6 +50,8 @@ class SignRequest(Struct, frozen=True, tag="sign-request"):
     csr: Blob
     configuration: Blob = b""
     """SHA-256 of the signed set that the station runs with; empty on a bench. The signer's own has to be the same."""
+    attestation: Blob = b""
+    """What was proven of the key (JSON of `station.attestation.Transcript`); empty where its place can't prove."""
 
 
 WrapKey = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")]

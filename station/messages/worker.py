@@ -106,6 +106,8 @@ class Join(Struct, frozen=True, tag="join"):
     value: Name
     registration_id: Name
     claims: list[tuple[Name, Name]]
+    unproven: bool = False
+    """The TPM's endorsement auth is set: it can't show its EK before that auth is known, which is on record for it."""
 
 
 class Unit(Struct, frozen=True, tag="unit"):
@@ -227,13 +229,48 @@ class Auths(Struct, frozen=True, tag="auths"):
         return f"Auths({sorted(self.auths)})"
 
 
+class AskCredential(Struct, frozen=True, tag="ask-credential"):
+    """A credential for this EK and this key (TPM2B_PUBLIC each). Reply `Credential`.
+
+    Purposes are those of `station.nest.attesting`. `ek_certificate`: DER, for the transcript, or empty.
+    """
+
+    purpose: Name
+    ek_public: Blob
+    public: Blob
+    ek_certificate: Blob = b""
+
+
+class Credential(Struct, frozen=True, tag="credential"):
+    """What the TPM is to open (TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET), and the nonce that it is to certify."""
+
+    id_object: Blob
+    encrypted_secret: Blob
+    nonce: Blob
+
+
+class Proven(Struct, frozen=True, tag="proven"):
+    """The answer to the last `AskCredential`; `Ok` when it proves what it was for, durable once the visit has joined.
+
+    `attest` (TPMS_ATTEST) and `signature` (TPMT_SIGNATURE) are the AK's over a device key; else empty.
+    """
+
+    secret: Blob
+    attest: Blob = b""
+    signature: Blob = b""
+
+    def __repr__(self) -> str:
+        return "Proven(…)"
+
+
 class Issue(Struct, frozen=True, tag="issue"):
-    """A certificate for the joined unit's key: reply `Issued`, the same one each time. Durable before the reply."""
+    """A certificate for the joined unit's key: reply `Issued`, the same one each time. Durable before the reply.
+
+    Where the recipe has the key in a TPM, it has to be the one that was `Proven` in this visit.
+    """
 
     profile: Name
     csr: Blob
-    key_proof: dict[Name, Blob]
-    """The residency transcript, by field of `hal.types.ResidencyProof`; empty where the place has none."""
 
 
 class Challenge(Struct, frozen=True, tag="challenge"):
@@ -343,6 +380,8 @@ WorkerSays = (
     | Protect
     | Recover
     | CopyEscrow
+    | AskCredential
+    | Proven
     | Issue
     | Challenge
     | DeliverKey
@@ -363,6 +402,7 @@ StationSays = (
     | Image
     | Auths
     | Copied
+    | Credential
     | Issued
     | Challenged
     | Delivered

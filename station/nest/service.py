@@ -23,11 +23,14 @@ from hal.errors import (
     ProtocolViolation,
     ResidencyUnproven,
 )
+from hal.types import Hierarchy
 from station import messages
 from station.archive import archive_record
+from station.attestation import to_json
 from station.escrow_media import Medium
 from station.foreign import Terms
 from station.images import ImageStore
+from station.nest.attesting import Attesting
 from station.nest.keys import VisitKeys
 from station.nest.stock import VisitStock
 from station.nest.unit_secrets import UnitSecrets
@@ -36,6 +39,7 @@ from station.recipe import Recipe
 from station.signer.csr import read_csr
 from station.signer_client import SignerClient
 from station.store import Store
+from station.tpm_structures import PublicArea
 from station.trust.judge import Judge
 from station.wire import Link, Problem
 
@@ -72,6 +76,10 @@ class Services:
     """What certificates made elsewhere have to be, by the certificate step's source."""
 
 
+IDENTITY: Final = "tpm-identity"
+"""The step that proves the EK."""
+
+
 class Watcher(Protocol):
     """The nest, which shows progress and knows whether the board is there."""
 
@@ -104,6 +112,7 @@ class VisitService:
         self._keys = VisitKeys(services.signer, recipe)
         self._secrets = UnitSecrets(services, visit)
         self._stock = VisitStock(services.store, visit, recipe.certificate(), services.terms)
+        self._attesting = Attesting()
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
             messages.JudgeEk: self._judge_ek,
@@ -115,6 +124,8 @@ class VisitService:
             messages.Protect: self._protect,
             messages.Recover: self._recover,
             messages.CopyEscrow: self._copy_escrow,
+            messages.AskCredential: self._attesting.credential,
+            messages.Proven: self._proven,
             messages.Issue: self._issue,
             messages.Challenge: lambda _message: self._keys.challenge(),
             messages.DeliverKey: lambda message: self._keys.deliver(self._joined(), self._key, message),
@@ -166,24 +177,62 @@ class VisitService:
         if message.kind == "ek-name" and message.value not in self._judged:
             raise EkUntrusted("a worker named an EK that this visit has no verdict on")
         self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
+        claims = list(message.claims)
+        if message.kind == "ek-name" and not message.unproven:
+            # The certificate vouches for the key alone: one key is one unit, whatever else the TPM says of its EK.
+            claims.append(("ek-key", hashlib.sha256(self._proven_ek(message.value).spki).hexdigest()))
         unit = self._services.store.join(
-            self._visit, message.kind, message.value, message.registration_id, message.claims
+            self._visit, message.kind, message.value, message.registration_id, claims
         )
         self._unit = unit
         if message.kind == "ek-name":
             self._ek_name = bytes.fromhex(message.value)
             if self._services.offered.waits(self._ek_name):
                 unit = self._unit = msgspec.structs.replace(unit, resumable=True)
+            self._keep_transcript()
         if message.kind == "key":
             self._key = message.value
         self._watcher.joined(unit)
         return unit
 
+    def _proven_ek(self, name: str) -> PublicArea:
+        """The EK that this visit has proven; a TPM that hasn't shown to have it opens no unit's record."""
+        ek = self._attesting.proven_ek
+        if ek is None or ek.name.hex() != name:
+            raise ResidencyUnproven(
+                "the TPM has not shown that it has the endorsement key that it is known by"
+            )
+        return ek
+
+    def _proven(self, message: messages.Proven) -> messages.Ok:
+        self._attesting.proven(message)
+        if self._unit is not None:
+            if self._ek_name is not None:
+                self._proven_ek(self._ek_name.hex())
+            self._keep_transcript()
+        return messages.Ok()
+
+    def _refuse_unproven(self, step: str) -> None:
+        """Nothing but the proof's own step is written into a unit's record before its TPM has shown its EK."""
+        if step != IDENTITY and not self._is_proven():
+            raise ResidencyUnproven("the TPM has not shown that it has the unit's endorsement key")
+
+    def _is_proven(self) -> bool:
+        """Whether the unit's TPM has shown that it has its EK. A unit that is known by its board's key has no EK."""
+        ek = self._attesting.proven_ek
+        return self._ek_name is None or (ek is not None and ek.name == self._ek_name)
+
+    def _keep_transcript(self) -> None:
+        if self._attesting.transcript is not None:
+            self._services.store.record_attestation(self._visit, to_json(self._attesting.transcript))
+
     def _begin(self, message: messages.Begin) -> messages.Ok:
+        self._refuse_unproven(message.step)
         self._services.store.begin(self._visit, message.step, message.action)
         return messages.Ok()
 
     def _done(self, message: messages.Done) -> messages.Ok:
+        self._refuse_unproven(message.step)
         self._services.store.done(
             self._visit, message.step, message.action, message.facts, found=message.found
         )
@@ -194,6 +243,10 @@ class VisitService:
         return messages.Ok()
 
     def _finish(self, message: messages.Finish) -> messages.Ok:
+        if not self._is_proven():
+            raise ResidencyUnproven(
+                "a unit can't pass whose TPM has not shown that it has its endorsement key"
+            )
         self._services.before_pass()
         record = archive_record(self._services.station, self._services.store, self._joined().unit)
         self._services.store.finish(
@@ -257,12 +310,20 @@ class VisitService:
 
     def _protect(self, message: messages.Protect) -> messages.Ok:
         unit, ek_name = self._joined(), self._bound(message.ek_name)
+        if not self._is_proven():
+            raise ResidencyUnproven(
+                "no auth is set in a TPM that has not shown that it has its endorsement key"
+            )
         self._secrets.protect(unit.unit, ek_name, message.auths)
         return messages.Ok()
 
     def _recover(self, message: messages.Recover) -> messages.Auths:
         unit, ek_name = self._joined(), self._bound(message.ek_name)
-        return messages.Auths(self._secrets.recover(unit.unit, ek_name))
+        auths = self._secrets.recover(unit.unit, ek_name)
+        if not self._is_proven() and not self._services.offered.in_use(ek_name, self._visit):
+            # The endorsement auth is what the proof needs. Whoever only claims to be this TPM gets nothing beyond it.
+            auths = {name: value for name, value in auths.items() if name == Hierarchy.ENDORSEMENT.value}
+        return messages.Auths(auths)
 
     def _copy_escrow(self, message: messages.CopyEscrow) -> messages.Copied:
         self._joined()
@@ -275,12 +336,15 @@ class VisitService:
             raise ProtocolViolation(
                 f"a worker asked for profile {message.profile!r}, which its recipe does not name"
             )
-        if self._ek_name is not None and message.key_proof.get("ek_name") not in (None, self._ek_name):
-            raise ResidencyUnproven(
-                "the key's residency proof is against another endorsement key than the unit's"
-            )
         request = read_csr(message.csr, unit.registration_id)
         self._services.store.claim_key(self._visit, hashlib.sha256(request.spki).digest())
+        attestation = b""
+        if message.profile in self._recipe.attested_profiles():
+            if not self._attesting.covers(request.spki):
+                raise ResidencyUnproven(
+                    "the key of the certificate request has not been shown to be in the unit's TPM"
+                )
+            attestation = to_json(self._attesting.proven_transcript())
         chain = self._services.signer.issue(
             messages.SignRequest(
                 unit.unit,
@@ -288,6 +352,7 @@ class VisitService:
                 message.profile,
                 message.csr,
                 configuration=self._services.configuration,
+                attestation=attestation,
             )
         )
         self._services.store.record_certificate(self._visit, message.profile, chain)

@@ -22,9 +22,9 @@ from hal.errors import (
     ResidencyUnproven,
     quote,
 )
-from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Ownership
+from hal.interfaces import CertificateStore, KeyAttestation, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
-from hal.types import Hierarchy, KeyType, ResidencyProof
+from hal.types import Hierarchy, KeyType
 from station.action import Action, Look, Need, Step, Trip
 from station.messages import Facts
 from station.signature import spki, verify_signature
@@ -129,44 +129,25 @@ def _owner(trip: Trip) -> Secret:
 
 
 class Residency(Look):
-    """The key lives in the TPM whose EK was verified: it activates a credential made for that EK and its Name."""
+    """The key lives in the TPM whose EK was verified, shown to the station in two ways: it activates a credential that
+    was made for that EK and its Name, and the TPM's AK certifies it.
+    """
 
     name = "residency"
     seconds = 120.0
 
     def probe(self, trip: Trip) -> Facts:
-        proof = _prove_resident(trip)
-        return {
-            "key_proof": proof.secret,
-            "key_id_object": proof.id_object,
-            "key_encrypted_secret": proof.encrypted_secret,
-        }
-
-
-def _prove_resident(trip: Trip) -> ResidencyProof:
-    key = present_key(trip)
-    if not key.resident or key.name is None:
-        raise ResidencyUnproven(
-            "the key's attributes do not say that it was made in this TPM and can't leave it"
-        )
-    proof = trip.need(EndorsementIdentity).prove_resident(trip.call, current_ek(trip), key)
-    if proof.key_name != key.name or proof.ek_name != trip.octets("ek_name"):
-        raise ResidencyUnproven("the residency proof is for another key")
-    return proof
-
-
-def _proof(trip: Trip) -> ResidencyProof:
-    """The one that `residency` has got in this visit, where the recipe's place has that action; else a new one."""
-    if "key_proof" not in trip.facts:
-        return _prove_resident(trip)
-    return ResidencyProof(
-        ek_name=trip.octets("ek_name"),
-        key_name=trip.octets("key_name"),
-        key_public=trip.octets("key_public"),
-        id_object=trip.octets("key_id_object"),
-        encrypted_secret=trip.octets("key_encrypted_secret"),
-        secret=trip.octets("key_proof"),
-    )
+        key = present_key(trip)
+        tpm, ek = trip.need(KeyAttestation, trip.options.place), current_ek(trip)
+        if not key.resident or key.public is None:
+            raise ResidencyUnproven(
+                "the key's attributes do not say that it was made in this TPM and can't leave it"
+            )
+        credential, nonce = trip.desk.credential("device-key", ek.public, key.public, None)
+        secret = tpm.activate(trip.call, ek, key.public, credential)
+        certified = tpm.certify(trip.call, trip.octets("ak_public"), key.public, nonce)
+        trip.desk.proven(secret, certified)
+        return {"key_attested_by": trip.octets("ak_public")}
 
 
 class Issue(Action):
@@ -185,10 +166,9 @@ class Issue(Action):
         return {"certificate_chain": certificates}
 
     def apply(self, trip: Trip) -> None:
-        proof = _proof(trip) if trip.board.has(EndorsementIdentity, trip.options.place) else None
         csr = place_of(trip).csr(trip.call, trip.text("registration_id"))
         _check_csr(csr, trip.octets("key_spki"), trip.text("registration_id"))
-        trip.facts["certificate_chain"] = list(trip.desk.issue(trip.options.profile, csr, proof))
+        trip.facts["certificate_chain"] = list(trip.desk.issue(trip.options.profile, csr))
 
 
 def _check_csr(csr: bytes, expected: bytes, registration_id: str) -> None:
@@ -255,7 +235,7 @@ def _actions(options: Options) -> tuple[Action, ...]:
 def _needs(options: Options) -> tuple[Need, ...]:
     needs: list[Need] = [(KeyPlace, options.place), (CertificateStore, options.install)]
     if options.place == "tpm":
-        needs.append((EndorsementIdentity, "tpm"))
+        needs.append((KeyAttestation, "tpm"))
     return tuple(needs)
 
 
@@ -266,7 +246,8 @@ STEP = Step(
     actions=_actions,
     needs=_needs,
     requires=lambda options: frozenset(
-        {"registration_id", "unit"} | ({"ek_public", "ek_name"} if options.place == "tpm" else set())
+        {"registration_id", "unit"}
+        | ({"ek_public", "ek_name", "ak_public"} if options.place == "tpm" else set())
     ),
     gives=lambda _options: frozenset({"certificate_chain", "key_spki"}),
 )

@@ -12,6 +12,7 @@ from hal.interfaces import Custody, EndorsementIdentity, Ownership
 from hal.types import Hierarchy
 from station.action import Action, Look, Trip
 from station.messages import Facts
+from station.steps.attest import prove_attestation_key
 from station.steps.current_ek import current_ek
 from station.steps.tpm_auths import auth, names
 
@@ -63,7 +64,7 @@ class Clear(Action):
         custody.clear(trip.call, ek, lockout)
         trip.facts["tpm_cleared_by"] = "platform" if lockout is None else "lockout"
         # What was proven before stands for a TPM that is no more: the key at its handle went, and the AK with it.
-        for fact in ("ek_handle", "ak_name", "ak_public", "ak_secret"):
+        for fact in ("ek_handle", "ak_public"):
             trip.facts.pop(fact, None)
 
     def verify(self, trip: Trip) -> Facts:
@@ -82,7 +83,7 @@ class LateAttestation(Look):
     repeatable = False
 
     def probe(self, trip: Trip) -> Facts:
-        if "ak_name" in trip.facts:
+        if "ak_public" in trip.facts:
             return {}
         ek = current_ek(trip)
         if is_sealed(trip):
@@ -90,7 +91,4 @@ class LateAttestation(Look):
             known = auth(trip, Hierarchy.ENDORSEMENT, ownership.state(trip.call))
             if not ownership.proves(trip.call, ek, Hierarchy.ENDORSEMENT, known):
                 raise AlreadyOwned("endorsement auth is set, and not to the value on record")
-        proof = trip.need(EndorsementIdentity).prove_attestation_key(trip.call, ek)
-        if proof.ek_name != ek.name:
-            raise EkMismatch("the residency proof is for another endorsement key")
-        return {"ak_name": proof.key_name, "ak_public": proof.key_public, "ak_secret": proof.secret}
+        return {"ak_public": prove_attestation_key(trip)}

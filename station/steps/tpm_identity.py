@@ -13,11 +13,12 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, Struct
 
 from hal.errors import EkMismatch, SoftwareTpmRefused, quote
-from hal.interfaces import DeviceIdentity, EndorsementIdentity
+from hal.interfaces import DeviceIdentity, EndorsementIdentity, KeyAttestation
 from hal.types import EndorsementReport
 from station.action import Action, Look, Need, Step, Trip
 from station.ek_choice import EK_HANDLE, Choice, Derive, Rules, choose
 from station.messages import Facts
+from station.steps.attest import prove_attestation_key
 from station.steps.current_ek import current_ek
 from station.steps.tpm_custody import Clear, LateAttestation, is_sealed, show_possession
 from station.trust.policy import CrlPolicy, EkPolicy, EkTrust
@@ -114,7 +115,7 @@ def reconciled(trip: Trip) -> tuple[EndorsementReport, Choice]:
 
 
 class AttestationKeyLook(Look):
-    """The TPM that answers owns that EK: a credential made for it and for a fresh AK is activated."""
+    """The TPM that answers owns that EK: a credential that the station made for it and a fresh AK is activated."""
 
     name = "attestation-key"
     seconds = DERIVE_SECONDS
@@ -122,10 +123,7 @@ class AttestationKeyLook(Look):
     def probe(self, trip: Trip) -> Facts:
         if is_sealed(trip):
             return show_possession(trip)
-        proof = trip.need(EndorsementIdentity).prove_attestation_key(trip.call, current_ek(trip))
-        if proof.ek_name != trip.octets("ek_name"):
-            raise EkMismatch("the residency proof is for another endorsement key")
-        return {"ak_name": proof.key_name, "ak_public": proof.key_public, "ak_secret": proof.secret}
+        return {"ak_public": prove_attestation_key(trip)}
 
 
 class Join(Look):
@@ -141,7 +139,10 @@ class Join(Look):
             claims = board.claims()
             facts = {"board": board.board, "board_serial": board.serial, "board_firmware": board.firmware}
         name = trip.octets("ek_name")
-        trip.unit = trip.desk.join("ek-name", name.hex(), trip.text("registration_id"), claims)
+        unproven = "ak_public" not in trip.facts
+        trip.unit = trip.desk.join(
+            "ek-name", name.hex(), trip.text("registration_id"), claims, unproven=unproven
+        )
         return facts
 
 
@@ -176,7 +177,7 @@ class PersistEk(Action):
 
 
 def _needs(_options: Options) -> tuple[Need, ...]:
-    return ((EndorsementIdentity, None),)
+    return ((EndorsementIdentity, None), (KeyAttestation, None))
 
 
 STEP = Step(
@@ -192,5 +193,5 @@ STEP = Step(
         PersistEk(),
     ),
     needs=_needs,
-    gives=lambda _options: frozenset({"ek_public", "ek_name", "registration_id", "unit"}),
+    gives=lambda _options: frozenset({"ek_public", "ek_name", "ak_public", "registration_id", "unit"}),
 )

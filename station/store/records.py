@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import audit, certificates, decisions, identity, trust, visits
+from station.store import attestations, audit, certificates, decisions, identity, trust, visits
 from station.store.decisions import Decision
 from station.trust.verdict import Verdict
 
@@ -127,6 +127,8 @@ class UnitRecord(Struct, frozen=True):
     """What vouches for its EK, as its latest visit found."""
     decisions: list[Decision] = []
     """Questions about this unit that a person was asked, and the answers."""
+    attestation: bytes | None = None
+    """JSON of `station.attestation.Transcript`: what was proven of its TPM keys."""
 
 
 _SUMMARY: Final = """
@@ -189,6 +191,7 @@ def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
         decisions=decisions.of_unit(db, found),
         events=audit.events_of(db, found, PART_LIMIT),
         ek_verdict=trust.verdict_of(db, found),
+        attestation=attestations.of_unit(db, found),
     )
 
 

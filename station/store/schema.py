@@ -434,7 +434,27 @@ CREATE TRIGGER stock_keep_unit BEFORE UPDATE OF key, lot, certificate, issuer, s
     BEGIN SELECT raise(ABORT, 'what a unit was given stays its own'); END;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (V1, V2, KEYS_SEEN, AUDIT_TREE, RELEASES, WRAP_KEYS, TRUST, STOCK)
+ATTESTATIONS: Final = """
+CREATE TABLE attestations (
+    unit        TEXT PRIMARY KEY NOT NULL REFERENCES units (unit),
+    visit       TEXT NOT NULL REFERENCES visits (visit),
+    recorded    INTEGER NOT NULL,
+    transcript  BLOB NOT NULL                                 -- JSON of station.attestation.Transcript
+) STRICT;
+"""
+"""What was proven of a unit's TPM keys: the fullest transcript of its last visit that proved any."""
+
+MIGRATIONS: Final[tuple[str, ...]] = (
+    V1,
+    V2,
+    KEYS_SEEN,
+    AUDIT_TREE,
+    RELEASES,
+    WRAP_KEYS,
+    TRUST,
+    STOCK,
+    ATTESTATIONS,
+)
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 
 

@@ -20,6 +20,7 @@ from station import messages
 from station.configuration_set import Release
 from station.status.view import EventView
 from station.store import (
+    attestations,
     audit,
     audit_tree,
     certificates,
@@ -262,6 +263,10 @@ class Store:
     def free_chains(self, lot: str, limit: int) -> list[list[bytes]]:
         """Chains of a lot that no unit has yet."""
         return self._readers.read(lambda db: stock.free_chains(db, lot, limit))
+
+    def record_attestation(self, visit: str, transcript: bytes) -> None:
+        """Keeps what was proven of the unit's TPM keys (JSON of `station.attestation.Transcript`)."""
+        self._write(attestations.record, visit, transcript)
 
     def record_certificate(self, visit: str, profile: str, chain: Sequence[bytes]) -> None:
         """Keeps the unit's chain, DER, leaf first. DuplicateKey when it has another, or another unit has this key."""

@@ -8,18 +8,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Final, TypeVar
 
 from hal.call import Cancel
 from hal.errors import HallmarkError, PeerUnavailable, ProtocolViolation
 from hal.secret import Secret
 from hal.types import (
+    Certified,
+    Credential,
     EndorsementKey,
     Enrollment,
     FirmwareImage,
     KeyPurpose,
-    ResidencyProof,
     SealedKey,
     Sighting,
     TransportKey,
@@ -62,9 +62,17 @@ class StationDesk:
         return self._ask(messages.JudgeEk(ek.public, ek.certificate, offered), messages.EkVerdict).facts
 
     def join(
-        self, kind: str, value: str, registration_id: str, claims: list[tuple[str, str]]
+        self,
+        kind: str,
+        value: str,
+        registration_id: str,
+        claims: list[tuple[str, str]],
+        *,
+        unproven: bool = False,
     ) -> messages.Unit:
-        return self._ask(messages.Join(kind, value, registration_id, claims), messages.Unit)
+        return self._ask(
+            messages.Join(kind, value, registration_id, claims, unproven=unproven), messages.Unit
+        )
 
     def protect(self, ek_name: bytes, auths: Mapping[str, Secret]) -> None:
         revealed = {name: secret.reveal() for name, secret in auths.items()}
@@ -77,9 +85,19 @@ class StationDesk:
     def copy_escrow(self, ek_name: bytes) -> int:
         return self._ask(messages.CopyEscrow(ek_name), messages.Copied).copies
 
-    def issue(self, profile: str, csr: bytes, proof: ResidencyProof | None) -> list[bytes]:
-        transcript: dict[str, bytes] = asdict(proof) if proof else {}
-        return self._ask(messages.Issue(profile, csr, transcript), messages.Issued).chain
+    def credential(
+        self, purpose: str, ek_public: bytes, public: bytes, ek_certificate: bytes | None
+    ) -> tuple[Credential, bytes]:
+        asked = messages.AskCredential(purpose, ek_public, public, ek_certificate or b"")
+        made = self._ask(asked, messages.Credential)
+        return Credential(made.id_object, made.encrypted_secret), made.nonce
+
+    def proven(self, secret: bytes, certified: Certified | None) -> None:
+        attest, signature = (certified.attest, certified.signature) if certified else (b"", b"")
+        self._ask(messages.Proven(secret, attest, signature), messages.Ok)
+
+    def issue(self, profile: str, csr: bytes) -> list[bytes]:
+        return self._ask(messages.Issue(profile, csr), messages.Issued).chain
 
     def challenge(self) -> bytes:
         return self._ask(messages.Challenge(), messages.Challenged).nonce

@@ -8,11 +8,13 @@ from contextlib import AbstractContextManager
 import pytest
 
 from hal.call import Call
-from hal.conformance import endorsement_identity, key_place, ownership
+from hal.conformance import endorsement_identity, key_attestation, key_place, ownership
 from hal.driver import Bindings
 from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
-from hal.types import Hierarchy, KeyType, SrkTemplate
+from hal.types import Credential, Hierarchy, KeyType, SrkTemplate
+from station.credential import make_credential
+from station.tpm_structures import public_area
 from tests.fixtures_tpm import Recorder
 
 Open = Callable[[], AbstractContextManager[Bindings]]
@@ -41,6 +43,16 @@ def owned(open_device: Open, owner: Secret) -> Callable[[Bindings], None]:
 
 def test_endorsement_identity_keeps_its_contract(open_device: Open) -> None:
     endorsement_identity.check(open_device)
+
+
+def credential(ek: bytes, name: bytes, secret: bytes) -> Credential:
+    """Made as the station makes it."""
+    made = make_credential(public_area(ek), name, secret)
+    return Credential(made.id_object, made.encrypted_secret)
+
+
+def test_key_attestation_keeps_its_contract(open_device: Open) -> None:
+    key_attestation.check(open_device, credential)
 
 
 def test_ownership_keeps_its_contract(open_device: Open) -> None:

@@ -16,6 +16,7 @@ from hal.secret import EMPTY, Secret
 from hal.types import EndorsementKey, Hierarchy, KeyType, LockoutPolicy, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting
 from tests.integration.test_tpm_ownership import raw
+from tests.tpm_parts import prove_ak, prove_resident
 
 CC_CLEAR = 0x126
 CC_POLICY_SECRET = 0x151
@@ -67,17 +68,17 @@ def test_with_endorsement_auth_set_the_same_visit_goes_on_and_the_next_one_after
         own.make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
         own.set_auth(lasting(), ek, Hierarchy.ENDORSEMENT, auth, EMPTY)
         key = place.make_key(lasting(), KeyType.P256, EMPTY)
-        assert identity.prove_resident(lasting(), ek, key).ek_name == ek.name
-        assert identity.prove_attestation_key(lasting(), ek).ek_name == ek.name
+        prove_resident(tpm, ek, key)
+        prove_ak(tpm, ek)
         assert ek.name in {item.name for item in identity.endorsements(lasting()).keys}
     with line.visit() as tpm:
         identity = tpm.get(EndorsementIdentity)
         assert ek.name in {item.name for item in identity.endorsements(lasting()).keys}
         with pytest.raises(HallmarkError):
-            identity.prove_attestation_key(lasting(), ek)
+            prove_ak(tpm, ek)
         tpm.get(Custody).holds_ek(lasting(), ek)  # needs no auth
         assert tpm.get(Ownership).proves(lasting(), ek, Hierarchy.ENDORSEMENT, auth)
-        assert identity.prove_attestation_key(lasting(), ek).ek_name == ek.name
+        prove_ak(tpm, ek)
     assert not line.carried(auth.reveal())
 
 
@@ -162,7 +163,7 @@ def test_a_clear_leaves_a_tpm_that_nobody_owns_with_the_same_ek(
         derived = next(key for key in report.keys if key.name == ek.name)
         assert derived.handle is None
         assert derived.certificate == ek.certificate
-        assert identity.prove_attestation_key(lasting(), derived).ek_name == ek.name
+        prove_ak(tpm, derived)
         assert identity.persist(lasting(), derived).handle == templates.EK_HANDLE
     assert state_of(line) == (frozenset(), False, 0)
     for auth in auths.values():

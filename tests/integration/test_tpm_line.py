@@ -33,6 +33,7 @@ from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership, TpmTranspor
 from hal.secret import EMPTY, Secret
 from hal.types import EndorsementKey, Hierarchy, KeyType, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting
+from tests.tpm_parts import prove_ak, prove_resident
 
 CC_HIERARCHY_CHANGE_AUTH = 0x129
 CC_READ_PUBLIC = 0x173
@@ -163,7 +164,7 @@ def test_no_flipped_octets_in_any_answer_bring_out_anything_but_our_errors(
             line.after = flip
             for action in (
                 lambda tpm=tpm: tpm.get(EndorsementIdentity).endorsements(lasting()),
-                lambda tpm=tpm: tpm.get(EndorsementIdentity).prove_attestation_key(lasting(), ek),
+                lambda tpm=tpm: prove_ak(tpm, ek),
                 lambda tpm=tpm: tpm.get(Ownership).proves(lasting(), ek, Hierarchy.OWNER, EMPTY),
                 lambda tpm=tpm: tpm.get(KeyPlace).csr(lasting(), "x"),
                 lambda tpm=tpm: tpm.get(Ownership).state(lasting()),
@@ -234,7 +235,7 @@ def test_objects_and_sessions_that_others_left_are_swept(line: Recorder, ek: End
     assert codec.response_code(line.transmit(lasting(), create)) == 0x902, "three objects fill the TPM"
     assert codec.response_code(line.transmit(lasting(), session)) == 0x903, "three sessions as well"
     with line.visit() as tpm:
-        tpm.get(EndorsementIdentity).prove_attestation_key(lasting(), ek)
+        prove_ak(tpm, ek)
         assert loaded(line) == []
 
 
@@ -242,7 +243,7 @@ def test_nothing_stays_loaded_after_any_operation_even_a_failed_one(
     line: Recorder, ek: EndorsementKey
 ) -> None:
     with line.visit() as tpm:
-        identity, ownership, place = tpm.get(EndorsementIdentity), tpm.get(Ownership), tpm.get(KeyPlace)
+        ownership, place = tpm.get(Ownership), tpm.get(KeyPlace)
         owner = Secret.random()
         ownership.make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
         ownership.set_auth(lasting(), ek, Hierarchy.OWNER, owner, EMPTY)
@@ -256,7 +257,7 @@ def test_nothing_stays_loaded_after_any_operation_even_a_failed_one(
                 action()
             assert loaded(line) == []
         key = place.make_key(lasting(), KeyType.P256, owner)
-        identity.prove_resident(lasting(), ek, key)
+        prove_resident(tpm, ek, key)
         assert loaded(line) == []
 
 
@@ -379,7 +380,7 @@ def test_lanes_in_parallel_each_get_their_own_kind_of_key(tmp_path: Path, tpm_te
                 tpm.get(Ownership).make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
                 key = tpm.get(KeyPlace).make_key(lasting(), wanted, EMPTY)
                 assert key.key_type is wanted
-                tpm.get(EndorsementIdentity).prove_resident(lasting(), ek, key)
+                prove_resident(tpm, ek, key)
         except BaseException as error:
             problems.append(error)
 

@@ -27,6 +27,7 @@ from hal.interfaces import CertificateStore, EndorsementIdentity, KeyPlace, Owne
 from hal.secret import EMPTY, Secret
 from hal.types import EkOrigin, EndorsementKey, Hierarchy, KeyType, LockoutPolicy, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting, listening
+from tests.tpm_parts import prove_ak, prove_resident
 
 CC_CLEAR_CONTROL = 0x127
 CC_HIERARCHY_CHANGE_AUTH = 0x129
@@ -196,7 +197,7 @@ def test_after_a_clear_the_ek_is_derived_again_and_is_the_one_of_its_certificate
         assert derived["H-3"].certificate
         assert report.stray_certificates == ()
         for key in report.keys:
-            assert identity.prove_attestation_key(lasting(), key).ek_name == key.name
+            prove_ak(tpm, key)
         tpm.get(Ownership).set_auth(lasting(), derived["L-1"], Hierarchy.OWNER, Secret.random(), EMPTY)
         with pytest.raises(AlreadyOwned):
             identity.persist(lasting(), derived["L-1"])
@@ -248,7 +249,7 @@ def test_another_tpm_can_not_stand_in_for_the_one_on_record(
         with other.visit() as tpm:
             for action in (
                 lambda: tpm.get(Ownership).set_auth(lasting(), ek, Hierarchy.OWNER, secret, EMPTY),
-                lambda: tpm.get(EndorsementIdentity).prove_attestation_key(lasting(), ek),
+                lambda: prove_ak(tpm, ek),
                 lambda: tpm.get(EndorsementIdentity).persist(lasting(), ek),
             ):
                 with pytest.raises(EkMismatch):
@@ -265,7 +266,7 @@ def test_a_wrong_secret_from_the_tpm_proves_nothing(line: Recorder, ek: Endorsem
 
     line.after = flip
     with line.visit() as tpm, pytest.raises((ResidencyUnproven, TpmError)):
-        tpm.get(EndorsementIdentity).prove_attestation_key(lasting(), ek)
+        prove_ak(tpm, ek)
 
 
 def test_a_key_that_could_have_come_from_outside_is_not_resident(line: Recorder, ek: EndorsementKey) -> None:
@@ -286,7 +287,7 @@ def test_a_key_that_could_have_come_from_outside_is_not_resident(line: Recorder,
         assert key is not None
         assert not key.resident
         with pytest.raises(ResidencyUnproven):
-            tpm.get(EndorsementIdentity).prove_resident(lasting(), ek, key)
+            prove_resident(tpm, ek, key)
 
 
 def test_what_is_too_long_for_a_name_or_for_the_tpm_is_refused(line: Recorder, ek: EndorsementKey) -> None:

@@ -14,10 +14,11 @@ import pytest
 from drivers.swtpm.process import SwtpmProcess
 from hal.driver import Bindings
 from hal.errors import HallmarkError, TpmError, TpmReset
-from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership
+from hal.interfaces import KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
 from hal.types import EndorsementKey, Hierarchy, KeyType, LockoutPolicy, SrkTemplate
 from tests.fixtures_tpm import Recorder, lasting
+from tests.tpm_parts import prove_ak, prove_resident
 
 OWNER, LOCKOUT = Secret(b"o" * 32), Secret(b"l" * 32)
 POLICY = LockoutPolicy(max_tries=31, recovery_seconds=600, lockout_recovery_seconds=86400)
@@ -42,11 +43,11 @@ def make_key(tpm: Bindings, ek: EndorsementKey) -> None:
     place = tpm.get(KeyPlace)
     tpm.get(Ownership).make_srk(lasting(), ek, SrkTemplate.P256, EMPTY)
     key = place.key(lasting()) or place.make_key(lasting(), KeyType.P256, EMPTY)
-    tpm.get(EndorsementIdentity).prove_resident(lasting(), ek, key)
+    prove_resident(tpm, ek, key)
 
 
 def prove_attestation_key(tpm: Bindings, ek: EndorsementKey) -> None:
-    tpm.get(EndorsementIdentity).prove_attestation_key(lasting(), ek)
+    prove_ak(tpm, ek)
 
 
 DEEDS: tuple[Deed, ...] = (take_owner, take_lockout, make_key, prove_attestation_key)

@@ -29,7 +29,13 @@ from station.trust.judge import Judge
 from station.trust.policy import EkPolicy, EkTrust
 from station.trust.verdict import Verdict
 from station.wire import LENGTH, Link, Problem
-from tests.store_parts import SKU, ek_name, enrollment, plug
+from tests.store_parts import SKU, enrollment, plug
+from tests.tpm_parts import SoftTpm, name
+
+
+def ek_name(board: int) -> bytes:
+    return name(SoftTpm(board).ek)
+
 
 AUTHS = {"lockout": b"L" * 32}
 
@@ -170,7 +176,18 @@ class Talk:
         assert answer.hint
         return answer.code
 
+    def answered(self, tpm: SoftTpm) -> messages.Proven:
+        """What that TPM says to a challenge for its EK."""
+        made = self.ask(messages.AskCredential("attestation-key", tpm.ek, tpm.ak))
+        assert isinstance(made, messages.Credential), made
+        return messages.Proven(tpm.activate(tpm.ak, made.id_object, made.encrypted_secret))
+
+    def show_ek(self, board: int = 1) -> None:
+        """The TPM of that board shows that it has its EK."""
+        assert isinstance(self.ask(self.answered(SoftTpm(board))), messages.Ok)
+
     def join(self, board: int = 1) -> messages.Unit:
+        self.show_ek(board)
         assert isinstance(self.judge(board), messages.EkVerdict)
         unit = self.ask(messages.Join("ek-name", ek_name(board).hex(), f"board-{board}", []))
         assert isinstance(unit, messages.Unit), unit
@@ -232,7 +249,7 @@ def test_secrets_are_escrowed_and_kept_before_the_worker_may_use_them(talk: Talk
     [
         lambda: messages.Protect(ek_name(1), AUTHS),
         lambda: messages.Recover(ek_name(1)),
-        lambda: messages.Issue("p", b"csr", {}),
+        lambda: messages.Issue("p", b"csr"),
         lambda: messages.Finish("s", "a", {}, b""),
     ],
 )
@@ -255,7 +272,8 @@ def test_a_worker_can_not_become_another_unit_in_mid_visit(talk: Talk) -> None:
     talk.begin()
     talk.join(2)
     talk.judge(1)
-    assert talk.refused(messages.Join("ek-name", ek_name(1).hex(), "board-1", [])) == "IdentityConflict"
+    assert talk.refused(messages.Join("ek-name", ek_name(1).hex(), "board-1", [])) == "ResidencyUnproven"
+    assert talk.refused(talk.answered(SoftTpm(1))) == "EkMismatch", "not even with the other TPM at hand"
     assert talk.refused(messages.Recover(ek_name(1))) == "EkMismatch"
 
 
@@ -284,7 +302,7 @@ def test_images_and_profiles_that_the_recipe_does_not_name_are_refused(talk: Tal
     talk.join()
     assert talk.refused(messages.FetchImage("other.bin")) == "ProtocolViolation"
     assert talk.refused(messages.FetchImage("../../etc/shadow")) == "ProtocolViolation"
-    assert talk.refused(messages.Issue("root-ca", b"csr", {})) == "ProtocolViolation"
+    assert talk.refused(messages.Issue("root-ca", b"csr")) == "ProtocolViolation"
     assert talk.refused(messages.FetchImage("gw.bin")) == "ConfigError", "there is no key that signs images"
 
 
