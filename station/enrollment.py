@@ -1,7 +1,8 @@
 """The JSON form of `hal.types.Enrollment`: what a step hands over, the store keeps and the uploader reads again.
 
 Strict in both directions: an unknown key, a wrong type or an overlong value is an error, never skipped. Octets are
-standard base64. No cloud's terms come in here: a sink makes its own request out of the Enrollment.
+standard base64. No cloud's terms come in here: a sink makes its own request out of the Enrollment. Nor does a key in
+clear: what the uploader has opened is not written again.
 """
 
 from __future__ import annotations
@@ -12,7 +13,16 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hal.errors import ProtocolViolation
-from hal.types import Enrollment, TpmAttestation, X509Attestation, X509GroupAttestation
+from hal.types import (
+    Attestation,
+    Enrollment,
+    SealedSymmetricAttestation,
+    SymmetricGroupAttestation,
+    SymmetricKeyAttestation,
+    TpmAttestation,
+    X509Attestation,
+    X509GroupAttestation,
+)
 
 SIZE_LIMIT: Final = 64 * 1024
 """Octets of one enrollment as JSON: the limit of a Blob in station.messages."""
@@ -40,10 +50,20 @@ class _X509Group(Struct, frozen=True, tag_field="kind", tag="x509-group", forbid
     certificate: Octets
 
 
+class _Symmetric(Struct, frozen=True, tag_field="kind", tag="symmetric-key", forbid_unknown_fields=True):
+    sealed: Octets
+
+
+class _SymmetricGroup(
+    Struct, frozen=True, tag_field="kind", tag="symmetric-group", forbid_unknown_fields=True
+):
+    group: RegistrationId
+
+
 class _Enrollment(Struct, frozen=True, forbid_unknown_fields=True):
     registration_id: RegistrationId
     device_id: DeviceId
-    attestation: _Tpm | _X509 | _X509Group
+    attestation: _Tpm | _X509 | _X509Group | _Symmetric | _SymmetricGroup
     tags: Tags = {}
 
 
@@ -63,7 +83,7 @@ def to_json(enrollment: Enrollment) -> bytes:
 def from_json(data: bytes) -> Enrollment:
     """The enrollment that `data` describes; ProtocolViolation, naming the place, for anything else."""
     found = _checked(data)
-    attestation: TpmAttestation | X509Attestation | X509GroupAttestation
+    attestation: Attestation
     match found.attestation:
         case _Tpm(ek=ek, srk=srk):
             attestation = TpmAttestation(ek, srk)
@@ -71,6 +91,10 @@ def from_json(data: bytes) -> Enrollment:
             attestation = X509Attestation(certificate)
         case _X509Group(group=group, certificate=certificate):
             attestation = X509GroupAttestation(group, certificate)
+        case _Symmetric(sealed=sealed):
+            attestation = SealedSymmetricAttestation(sealed)
+        case _SymmetricGroup(group=group):
+            attestation = SymmetricGroupAttestation(group)
     return Enrollment(found.registration_id, found.device_id, attestation, dict(found.tags))
 
 
@@ -91,7 +115,7 @@ def _checked(data: bytes) -> _Enrollment:
 
 
 def _to_struct(enrollment: Enrollment) -> _Enrollment:
-    attestation: _Tpm | _X509 | _X509Group
+    attestation: _Tpm | _X509 | _X509Group | _Symmetric | _SymmetricGroup
     match enrollment.attestation:
         case TpmAttestation(ek=ek, srk=srk):
             attestation = _Tpm(ek, srk)
@@ -99,6 +123,13 @@ def _to_struct(enrollment: Enrollment) -> _Enrollment:
             attestation = _X509(certificate)
         case X509GroupAttestation(group=group, certificate=certificate):
             attestation = _X509Group(group, certificate)
+        case SealedSymmetricAttestation(sealed=sealed):
+            attestation = _Symmetric(sealed)
+        case SymmetricGroupAttestation(group=group):
+            attestation = _SymmetricGroup(group)
+        case SymmetricKeyAttestation():
+            message = "an enrollment with a key in clear is never written"
+            raise ProtocolViolation(message)
     return _Enrollment(
         enrollment.registration_id, enrollment.device_id, attestation, dict(sorted(enrollment.tags.items()))
     )

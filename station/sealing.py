@@ -24,6 +24,8 @@ POINT_LENGTH: Final = 65
 """Octets of an uncompressed point, which is also HPKE's `enc` for this KEM (RFC 9180, 7.1.1)."""
 KEY_LENGTH: Final = 32
 """Octets of a device's symmetric key: what HMAC-SHA256 gives, and DPS takes (16 to 64)."""
+UPLOAD_CREDENTIAL: Final = "upload-key"
+"""The credential with the uploader's private key."""
 MAKE_UPLOAD_KEY: Final = "Make the pair as docs/symmetric-keys.md tells, and run `hallmark check`."
 UPLOAD_LENGTH: Final = POINT_LENGTH + 2 * KEY_LENGTH + 16
 

@@ -68,6 +68,10 @@ class SignerClient:
         """PossessionUnproven unless the board has the unit's symmetric key."""
         self._ask(request, messages.Ok)
 
+    def group_key(self, request: messages.ImportGroupKey | messages.CheckGroupKey) -> messages.GroupKey:
+        """For root and the signer's own user."""
+        return self._ask(request, messages.GroupKey)
+
     def kept_keys(self) -> list[str]:
         """Units whose keys the signer could still deliver, oldest first."""
         return self._ask(messages.KeptKeys(), messages.Kept).units

@@ -42,7 +42,7 @@ def open_sink(settings: DpsSettings, needs: Bindings) -> Iterator[Mapping[type, 
 
 DRIVER: Final = Driver(
     name="azure-dps",
-    summary="Enrollments to Azure IoT Hub Device Provisioning Service (TPM, X.509, X.509 groups)",
+    summary="Enrollments to Azure IoT Hub Device Provisioning Service (TPM, X.509, symmetric keys, groups)",
     settings=DpsSettings,
     open=open_sink,
     offers=frozenset({EnrollmentSink}),

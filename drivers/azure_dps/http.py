@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import quote as url_quote
 from urllib.parse import urlsplit
@@ -92,14 +92,21 @@ class Service:
         self._pool.clear()
 
     def request(
-        self, call: Call, method: str, path: str, value: object = None, *, item: str | None = None
+        self,
+        call: Call,
+        method: str,
+        path: str,
+        value: object = None,
+        *,
+        item: str | None = None,
+        under: str = "",
     ) -> Answer:
-        """One try. `path` is ours; `item`, an ID, is quoted behind it.
+        """One try. `path` is ours; `item`, an ID, is quoted behind it; `under`, ours too, comes behind that.
 
         Gives answers that speak of the request's content: 2xx, and 4xx in the service's own words. Raises Unauthorized,
         Throttled, and Unreachable for everything else; the cancel's reason when the call is stopped.
         """
-        url = f"{self._base}/{path}" + (f"/{url_quote(item, safe='')}" if item is not None else "")
+        url = f"{self._base}/{path}" + (f"/{url_quote(item, safe='')}" if item is not None else "") + under
         headers = {
             "Authorization": token(self._authority, self._policy, self._key(), time.time()),
             "Accept": "application/json",
@@ -112,7 +119,7 @@ class Service:
             headers["Content-Type"] = "application/json; charset=utf-8"
         limited = call.within(TRY_SECONDS)
         answer = _abandonable(limited, lambda: self._exchange(limited, method, url, body, headers))
-        return _judged(answer)
+        return _judged(replace(answer, body=messages.without_keys(answer.body, body)))
 
     def _exchange(
         self, call: Call, method: str, url: str, body: bytes | None, headers: dict[str, str]

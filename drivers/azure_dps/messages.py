@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hal.errors import HallmarkError, Rejected, Throttled, Unauthorized, Unreachable, quote
-from hal.types import Enrollment, TpmAttestation, X509Attestation
+from hal.secret import Secret
+from hal.types import Enrollment, SymmetricKeyAttestation, TpmAttestation, X509Attestation
 
 API_VERSION: Final = "2021-10-01"
 BULK_LIMIT: Final = 10
@@ -22,6 +23,9 @@ BODY_LIMIT: Final = 96 * 1024
 REGISTRATION_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9:._-]{0,126}[a-z0-9])?")
 RESERVED_TAGS: Final = frozenset({"version", "count", "metadata"})
 """Members of the service's TwinCollection: a tag of that name breaks later updates of the record."""
+NOT_KEPT: Final = "(not kept)"
+"""Stands for a key in whatever is kept of a request."""
+_KEY: Final = re.compile(rb'"(?:primary|secondary)Key":"([A-Za-z0-9+/=]{20,})"')
 TAG_FORBIDDEN: Final = re.compile(r"[\x00-\x20.$\x7f-\x9f]")
 """Characters that IoT Hub does not take in the name of a tag."""
 
@@ -29,7 +33,7 @@ Json = dict[str, Any]
 
 
 def individual(enrollment: Enrollment, *, with_srk: bool = False) -> Json:
-    """The IndividualEnrollment of a TPM or X.509 enrollment. Rejected when the service could never take it."""
+    """The IndividualEnrollment of an enrollment, Rejected when the service could never take it."""
     if not REGISTRATION_ID.fullmatch(enrollment.registration_id):
         raise Rejected(f"registration ID {quote(enrollment.registration_id)} is not one that DPS takes")
     attestation: Json
@@ -42,6 +46,9 @@ def individual(enrollment: Enrollment, *, with_srk: bool = False) -> Json:
         case X509Attestation(certificate=certificate):
             pem = ssl.DER_cert_to_PEM_cert(certificate)
             attestation = {"type": "x509", "x509": {"clientCertificates": {"primary": {"certificate": pem}}}}
+        case SymmetricKeyAttestation(primary=primary, secondary=secondary):
+            keys = {"primaryKey": _base64(primary), "secondaryKey": _base64(secondary)}
+            attestation = {"type": "symmetricKey", "symmetricKey": keys}
         case other:
             raise Rejected(f"{type(other).__name__} has no individual enrollment")
     made: Json = {
@@ -61,6 +68,28 @@ def individual(enrollment: Enrollment, *, with_srk: bool = False) -> Json:
     if len(encode(made)) > BODY_LIMIT:
         raise Rejected(f"the enrollment is over the service's limit of {BODY_LIMIT} octets")
     return made
+
+
+def _base64(key: Secret) -> str:
+    return base64.b64encode(key.reveal()).decode()
+
+
+def kept(form: Json) -> Json:
+    """The form as it may be kept: with a marker in the place of each key."""
+    attestation = form["attestation"]
+    if attestation["type"] != "symmetricKey":
+        return form
+    marked = dict.fromkeys(attestation["symmetricKey"], NOT_KEPT)
+    return {**form, "attestation": {"type": "symmetricKey", "symmetricKey": marked}}
+
+
+def without_keys(body: bytes, sent: bytes | None) -> bytes:
+    """An answer's body without the keys that were sent: a service, or what stands before it, may quote a request."""
+    for key in _KEY.findall(sent or b""):
+        forms = (key, key.replace(b"/", rb"\/"), key.replace(b"+", rb"\u002B"), key.replace(b"+", rb"\u002b"))
+        for form in forms:
+            body = body.replace(form, NOT_KEPT.encode())
+    return body
 
 
 def encode(value: object) -> bytes:
@@ -187,9 +216,9 @@ def _attestation_differs(sent: Json, found: object) -> str | None:
     kind = sent["type"]
     if not isinstance(found, dict) or found.get("type") != kind:
         return f"its attestation is {quote(_at(found, 'type'))}"
-    if kind == "tpm":
-        for name, value in sent["tpm"].items():
-            if _octets(_at(found, "tpm", name)) != _octets(value):
+    if kind in ("tpm", "symmetricKey"):
+        for name, value in sent[kind].items():
+            if _octets(_at(found, kind, name)) != _octets(value):
                 return f"another {name} is enrolled"
         return None
     ours = ssl.PEM_cert_to_DER_cert(sent["x509"]["clientCertificates"]["primary"]["certificate"])
@@ -201,6 +230,11 @@ def _attestation_differs(sent: Json, found: object) -> str | None:
     else:
         matches = _certificate(_at(primary, "certificate")) == ours
     return None if matches else "another certificate is enrolled"
+
+
+def kind_of(body: bytes) -> object:
+    """The kind of attestation of the record in an answer."""
+    return _at(decode(body), "attestation", "type")
 
 
 def _at(value: object, *names: str) -> object:

@@ -14,12 +14,15 @@ from drivers.azure_dps.http import Answer, Service
 from drivers.azure_dps.messages import Json
 from hal.call import Call
 from hal.errors import Conflict, HallmarkError, Rejected, SinkError, Unreachable, quote
-from hal.types import Enrollment, Receipt, UploadResult, X509GroupAttestation
+from hal.types import Enrollment, Receipt, SymmetricGroupAttestation, UploadResult, X509GroupAttestation
 
 CONFLICT: Final = frozenset({409, 412})
 """The ID is taken; with an If-Match that we never send, the ETag differs. Either way the record there decides."""
 FAILURES_BEFORE_GIVING_UP: Final = 2
 """Items in a row on which the service fails (500): then it is ill, not they."""
+
+WITH: Final = {"x509": "the issuing CA", "symmetricKey": "the group key that is in the token"}
+"""What an enrollment group of each kind is made with."""
 
 Verdict = Receipt | HallmarkError
 
@@ -50,9 +53,15 @@ class DpsSink:
         return UploadResult(work.verdicts(), self._skew)
 
     def _request(
-        self, call: Call, method: str, path: str, value: object = None, item: str | None = None
+        self,
+        call: Call,
+        method: str,
+        path: str,
+        value: object = None,
+        item: str | None = None,
+        under: str = "",
     ) -> Answer:
-        answer = self._service.request(call, method, path, value, item=item)
+        answer = self._service.request(call, method, path, value, item=item, under=under)
         self._skew = answer.skew if answer.skew is not None else self._skew
         return answer
 
@@ -119,7 +128,7 @@ class DpsSink:
         elif not _fine(answer):
             work.settle(index, _refusal(answer))
         else:
-            difference = messages.same_content(form, messages.decode(answer.body))
+            difference = messages.same_content(form, self._with_keys(call, form, answer))
             if difference is None:
                 work.receive(index, etag=_etag(answer), existed=True)
             else:
@@ -128,17 +137,32 @@ class DpsSink:
                 )
         call.progress(work.decided, len(work.batch))
 
+    def _with_keys(self, call: Call, form: Json, answer: Answer) -> object:
+        """The record that is there, with its symmetric keys, which the service tells only when asked for."""
+        found = messages.decode(answer.body)
+        if not isinstance(found, dict) or form["attestation"]["type"] != "symmetricKey":
+            return found
+        name = form["registrationId"]
+        told = self._request(call, "POST", "enrollments", item=name, under="/attestationmechanism")
+        return {**found, "attestation": messages.decode(told.body)} if _fine(told) else found
+
     def _groups(self, call: Call, work: _Batch) -> None:
         """Units of an enrollment group need no record each, but the group has to be there: one look for each group."""
-        for group, indexes in work.groups().items():
+        for (group, kind), indexes in work.groups().items():
             answer = self._request(call, "GET", "enrollmentGroups", item=group)
             for index in indexes:
-                if _fine(answer):
+                if _fine(answer) and messages.kind_of(answer.body) != kind:
+                    hint = "An engineer corrects the group's name in the recipe, or the group's attestation in DPS."
+                    said = f"enrollment group {quote(group)} is not one of kind {kind}"
+                    work.settle(index, Rejected(said, hint=hint))
+                elif _fine(answer):
                     work.settle(
                         index, Receipt(work.batch[index].registration_id, _etag(answer), existed=True)
                     )
                 elif answer.status == 404:
-                    hint = "Create the enrollment group in DPS with the issuing CA, then `hallmark outbox retry`."
+                    hint = (
+                        f"Create the enrollment group in DPS with {WITH[kind]}, then `hallmark outbox retry`."
+                    )
                     work.settle(index, Rejected(f"enrollment group {quote(group)} does not exist", hint=hint))
                 else:
                     work.settle(index, _refusal(answer))
@@ -165,7 +189,8 @@ class _Batch:
 
     def receive(self, index: int, *, etag: str | None, existed: bool) -> None:
         form = self.forms[index]
-        self.settle(index, Receipt(form["registrationId"], etag, existed, messages.encode(form)))
+        sent = messages.encode(messages.kept(form))
+        self.settle(index, Receipt(form["registrationId"], etag, existed, sent))
 
     def settle_rest(self, error: HallmarkError, indexes: Sequence[int] | None = None) -> None:
         for index in range(len(self.batch)) if indexes is None else indexes:
@@ -176,18 +201,22 @@ class _Batch:
         self.settle_rest(Unreachable("the service said nothing of this enrollment"))
         return tuple(verdict for verdict in self._verdicts if verdict is not None)
 
-    def groups(self) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
+    def groups(self) -> dict[tuple[str, str], list[int]]:
+        """Indexes by group and by the kind of attestation that it has to have."""
+        found: dict[tuple[str, str], list[int]] = {}
         for index, enrollment in enumerate(self.batch):
-            if isinstance(enrollment.attestation, X509GroupAttestation):
-                found.setdefault(enrollment.attestation.group, []).append(index)
+            match enrollment.attestation:
+                case X509GroupAttestation(group=group):
+                    found.setdefault((group, "x509"), []).append(index)
+                case SymmetricGroupAttestation(group=group):
+                    found.setdefault((group, "symmetricKey"), []).append(index)
         return found
 
     def rounds(self, *, with_srk: bool) -> Iterator[list[int]]:
         """Indexes by request: at most BULK_LIMIT and BODY_LIMIT, and no ID twice in one (it would fail the whole)."""
         waiting: list[int] = []
         for index, enrollment in enumerate(self.batch):
-            if isinstance(enrollment.attestation, X509GroupAttestation):
+            if isinstance(enrollment.attestation, X509GroupAttestation | SymmetricGroupAttestation):
                 continue
             try:
                 self.forms[index] = messages.individual(enrollment, with_srk=with_srk)

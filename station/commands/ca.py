@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import datetime as dt
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +19,20 @@ from cryptography import x509
 
 from hal.call import Call
 from hal.errors import ConfigError, PeerUnavailable, ProtocolViolation, StationError, quote
+from hal.secret import Secret
 from hal.types import KeyType, TokenCondition
 from station import messages
 from station.config import Configuration
 from station.messages.ca import CaAsked, CaGeneration
 from station.messages.signer import SignerState
 from station.paths import Paths
-from station.signer import administration, ceremony, durable, ledger, pin, process
+from station.signer import administration, ceremony, durable, group_keys, ledger, pin, process
 from station.signer import authority as ca
 from station.signer_client import SignerClient
 
-HELP: Final = "the issuing CA: init, csr, install, activate, status, unblock"
+HELP: Final = "the issuing CA: init, csr, install, activate, group-key, status, unblock"
 FINE, NOT_FINE, NO_DAEMON = 0, 1, 3
+LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 EXPIRY_WARNING: Final = dt.timedelta(days=90)
 BY_COMMAND: Final = "the command, with the signer stopped"
 """Who did it, on record. Only those who may read token PIN and ledger can."""
@@ -78,6 +81,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--at", metavar="TIME", help="UTC, as 2027-03-01T06:00:00Z or 2027-03-01 (default: now)"
     )
     _pin_argument(activate)
+
+    group = actions.add_parser("group-key", help="group keys that devices' symmetric keys are derived from")
+    group.add_argument(
+        "what", choices=["import", "check"], help="put one into the token; look whether it is there"
+    )
+    group.add_argument("--label", required=True, metavar="NAME", help="as recipes name it: group_key")
+    group.add_argument(
+        "--key-fd", type=int, metavar="N", help="import: read the key, in base64, from this file descriptor"
+    )
+    _pin_argument(group)
 
     status = actions.add_parser("status", help="the token and the CA, as the signer sees them now")
     status.add_argument("--json", action="store_true", help="for scripts")
@@ -176,6 +189,34 @@ def _activate(args: argparse.Namespace) -> int:
     at = None if args.at is None else _moment(args.at)
     made = _administer(args, messages.ActivateCa(args.generation, at), messages.CaGeneration)
     _print_generation(made)
+    return FINE
+
+
+def _group_key(args: argparse.Namespace) -> int:
+    if not LABEL.fullmatch(args.label):
+        raise ConfigError(f"--label {quote(args.label)}: expected letters, digits, dots, dashes, at most 64")
+    if (args.what == "import") != (args.key_fd is not None):
+        raise ConfigError(
+            "--key-fd N goes with import, and import with it: a key on the command line is seen by all"
+        )
+    key = Secret(b"") if args.key_fd is None else group_keys.read_group_key(args.key_fd)
+    importing = args.what == "import"
+    client = SignerClient(args.paths.signer_socket)
+    try:
+        if importing:
+            made = client.group_key(messages.ImportGroupKey(args.label, key.reveal()))
+        else:
+            made = client.group_key(messages.CheckGroupKey(args.label))
+    except PeerUnavailable:
+        with _alone(args) as (_configuration, opened):
+            call = Call.lasting(ceremony.CALL_SECONDS)
+            if importing:
+                made = group_keys.import_group_key(opened.secrets, call, args.label, key)
+            else:
+                made = group_keys.check_group_key(opened.secrets, call, args.label)
+    print(f"group key {made.label}: in the token, check value {made.check}")
+    if importing:
+        print("Stations with the same key show the same check value. Destroy what the key came in.")
     return FINE
 
 
@@ -347,4 +388,5 @@ _ACTIONS: Final = {
     "activate": _activate,
     "status": _status,
     "unblock": _unblock,
+    "group-key": _group_key,
 }

@@ -22,6 +22,7 @@ from station.config import Configuration, load_configuration
 from station.images import ImageStore
 from station.paths import Paths
 from station.recipe import Recipe, load_recipe
+from station.sealing import UPLOAD_CREDENTIAL, load_upload_key
 from station.signer.profiles import load_profiles
 from station.signer_client import SignerClient
 from station.toml_source import Key
@@ -138,6 +139,16 @@ def _recipes(configuration: Configuration) -> Iterator[Finding]:
                 ("escrow", "officers"),
                 f"recipe {recipe.name} sets auths; expected at least one escrow officer",
             )
+        symmetric = recipe.symmetric_key()
+        if symmetric is not None and symmetric.keys == "individual":
+            name = configuration.file.device_keys.upload_key
+            if not name:
+                raise configuration.source.error(
+                    ("device_keys", "upload_key"),
+                    f"recipe {recipe.name} makes symmetric keys for the cloud; expected the uploader's public key",
+                )
+            load_upload_key(configuration.path(name))
+            yield Finding("upload key", name)
         if any(item.step.use == "enroll" for item in recipe.steps) and not configuration.file.sink:
             raise configuration.source.error(
                 ("sink",), f"recipe {recipe.name} enrolls; expected at least one sink"
@@ -210,6 +221,11 @@ def _credentials(configuration: Configuration) -> Iterator[Finding]:
     for index, nest in enumerate(configuration.file.nest):
         recipe = load_recipe(configuration, nest.recipe)
         named += [(("nest", index, "recipe"), name) for name in recipe.credentials]
+    if any(
+        options is not None and options.keys == "individual"
+        for options in (recipe.symmetric_key() for recipe in _all_recipes(configuration))
+    ):
+        named.append((("device_keys", "upload_key"), UPLOAD_CREDENTIAL))
     for key, name in named:
         path = configuration.paths.credential(name)
         try:

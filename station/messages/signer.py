@@ -142,6 +142,13 @@ class SealKey(Struct, frozen=True, tag="seal-key"):
     """The label of the group key that a symmetric key is derived from; empty: it is random."""
     key_type: str = ""
     """A `hal.types.KeyType`, for a private key."""
+    identity: Blob = b""
+    """SubjectPublicKeyInfo (DER) of the board's own key, which the unit's ID comes of; empty: nobody vouches."""
+    challenge: Blob = b""
+    signature: Blob = b""
+    """By `identity` over challenge and transport key (`hal.types.transport_message`). A key that was once sealed to a
+    transport key that was vouched for is never sealed to another.
+    """
 
 
 class SealWrapped(Struct, frozen=True, tag="seal-wrapped"):
@@ -151,6 +158,7 @@ class SealWrapped(Struct, frozen=True, tag="seal-wrapped"):
     transport: Blob
     context: Blob
     wrapped: Blob
+    key: WrapKey = ""
 
 
 class KeyForBoard(Struct, frozen=True, tag="key-for-board"):
@@ -187,6 +195,29 @@ class KeptKeys(Struct, frozen=True, tag="kept-keys"):
     """Reply `Kept`: units whose keys the signer could still deliver, oldest first."""
 
 
+class ImportGroupKey(Struct, frozen=True, tag="import-group-key"):
+    """A group key of 32 to 64 octets into the token. Reply `GroupKey`. For root and the signer's own user."""
+
+    label: Name
+    key: Blob
+
+    def __repr__(self) -> str:
+        return f"ImportGroupKey({self.label!r}, …)"
+
+
+class CheckGroupKey(Struct, frozen=True, tag="check-group-key"):
+    """Reply `GroupKey`, or KeyMissing. For root and the signer's own user."""
+
+    label: Name
+
+
+class GroupKey(Struct, frozen=True, tag="group-key"):
+    """`check`: 8 hexadecimal digits that stations with the same key have in common; they tell nothing of it."""
+
+    label: Name
+    check: Name
+
+
 class Kept(Struct, frozen=True, tag="kept"):
     units: list[Name]
 
@@ -203,6 +234,8 @@ ToSigner = (
     | CheckKey
     | ForgetKeys
     | KeptKeys
+    | ImportGroupKey
+    | CheckGroupKey
     | AuditHead
     | SignCheckpoint
     | CaAsked
@@ -214,6 +247,7 @@ FromSigner = (
     | Unwrapped
     | KeyForBoard
     | Kept
+    | GroupKey
     | TrailHead
     | SignedCheckpoint
     | Ok

@@ -1,7 +1,8 @@
 """Keys for the visit's unit: who asks is checked here, what is made and sealed is the signer's.
 
 A worker may be in a hostile board's hands. Which key its unit gets is the recipe's word; and where the unit is known by
-its board's own key, that key has to vouch for the transport key, over a nonce that only this visit knows.
+its board's own key, that key has to vouch for the transport key, over a nonce that only this visit knows: the signer
+checks the signature, and that the unit's ID comes of that key.
 """
 
 from __future__ import annotations
@@ -11,14 +12,11 @@ import os
 from typing import Any, Final
 
 import structlog
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from hal.errors import HallmarkError, PossessionUnproven, ProtocolViolation, quote
-from hal.types import KeyPurpose, transport_message
+from hal.types import KeyPurpose
 from station import messages
 from station.recipe import Recipe
-from station.signature import verify_signature
 from station.signer_client import SignerClient
 from station.store import Store
 
@@ -41,8 +39,11 @@ class VisitKeys:
     ) -> messages.Delivered:
         """`identity`: SHA-256 (hex) of the key by which this visit has joined its unit, None for other identifiers."""
         options, nonce = self._options(asked.purpose), self._spent()
-        if options.transport == "signed":
-            _check_transport(identity, nonce, asked)
+        signed = options.transport == "signed"
+        if signed and (identity is None or hashlib.sha256(asked.identity).hexdigest() != identity):
+            raise PossessionUnproven(
+                "the transport key is not vouched for by the key that this unit is known by"
+            )
         found = self._signer.seal_key(
             messages.SealKey(
                 unit.unit,
@@ -50,6 +51,9 @@ class VisitKeys:
                 asked.purpose,
                 asked.transport,
                 group=options.group_key,
+                identity=asked.identity if signed else b"",
+                challenge=nonce if signed else b"",
+                signature=asked.signature if signed else b"",
             )
         )
         return messages.Delivered(
@@ -82,17 +86,6 @@ class VisitKeys:
         if nonce is None:
             raise ProtocolViolation("a worker answered a challenge that it had not asked for")
         return nonce
-
-
-def _check_transport(identity: str | None, nonce: bytes, asked: messages.DeliverKey) -> None:
-    """The board by whose key the unit is known made this transport key, for this visit."""
-    if identity is None or hashlib.sha256(asked.identity).hexdigest() != identity:
-        raise PossessionUnproven("the transport key is not vouched for by the key that this unit is known by")
-    try:
-        key = load_der_public_key(asked.identity)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise ProtocolViolation("the unit's key can't be read") from error
-    verify_signature(key, asked.signature, transport_message(nonce, asked.transport))
 
 
 def forget_delivered(store: Store, signer: SignerClient) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -31,10 +32,21 @@ from hal.errors import (
 )
 from hal.interfaces import DeviceSecrets, SecretWrap
 from hal.secret import Secret
-from hal.types import KeyPurpose, KeyType, SymmetricKeyAttestation
-from station.messages import CheckKey, KeyForBoard, SealKey, SealWrapped
+from hal.types import KeyPurpose, KeyType, SymmetricKeyAttestation, transport_message
+from station.messages import (
+    CheckGroupKey,
+    CheckKey,
+    GroupKey,
+    ImportGroupKey,
+    KeyForBoard,
+    SealKey,
+    SealWrapped,
+)
 from station.sealing import KEY_LENGTH, POINT_LENGTH, seal_for_board, seal_for_upload
+from station.signature import verify_signature
+from station.signer.group_keys import check_group_key, import_group_key
 from station.signer.key_ledger import KeyEntry, KeyLedger
+from station.unit_id import unit_id
 
 WRAP_KEY: Final = "device-keys"
 """Label of the token's AES key that wraps what the ledger keeps. Not the one of resume copies, which come and go."""
@@ -77,10 +89,15 @@ class DeviceKeys:
         """
         purpose = _purpose(asked.purpose)
         origin = _origin(purpose, asked)
+        bound = _vouched(asked)
         with self._making:
             entry = self._ledger.find(asked.unit, purpose)
             if entry is None:
-                entry = self._ledger.add(self._make(call, asked, purpose, origin))
+                entry = self._ledger.add(replace(self._make(call, asked, purpose, origin), bound=bound))
+        if entry.bound and not bound:
+            raise PossessionUnproven(
+                f"the board's own key does not vouch for where unit {quote(asked.unit)}'s key is to go"
+            )
         if (entry.origin, entry.registration_id) != (origin, asked.registration_id):
             message = (
                 f"unit {quote(asked.unit)} has its {purpose} key already: {entry.origin}, for"
@@ -116,6 +133,12 @@ class DeviceKeys:
                 f"the board of unit {quote(asked.unit)} has another symmetric key than the one on record",
                 hint="Set the board aside: it does not have the key that it is enrolled with.",
             )
+
+    def group_key(self, call: Call, asked: ImportGroupKey | CheckGroupKey) -> GroupKey:
+        """Puts a group key into the token, or looks at the one that is there."""
+        if isinstance(asked, ImportGroupKey):
+            return import_group_key(self._secrets, call, asked.label, Secret(asked.key))
+        return check_group_key(self._secrets, call, asked.label)
 
     def forget(self, units: list[str]) -> None:
         self._ledger.forget(units)
@@ -212,6 +235,25 @@ def _origin(purpose: KeyPurpose, asked: SealKey) -> str:
     if asked.key_type not in set(KeyType):
         raise ProtocolViolation(f"{quote(asked.key_type)} is no type of key")
     return f"made {asked.key_type}"
+
+
+def _vouched(asked: SealKey) -> bool:
+    """Whether the key by which the unit is known made the transport key. PossessionUnproven for a false claim.
+
+    Here, not only at the station: the unit's ID is made from that key, so that this needs nobody's word.
+    """
+    if not asked.identity:
+        return False
+    if asked.unit != unit_id("key", hashlib.sha256(asked.identity).hexdigest()):
+        raise PossessionUnproven(
+            f"the key that vouches for the transport key is not unit {quote(asked.unit)}'s"
+        )
+    try:
+        key = serialization.load_der_public_key(asked.identity)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ProtocolViolation("the unit's own key can't be read") from None
+    verify_signature(key, asked.signature, transport_message(asked.challenge, asked.transport))
+    return True
 
 
 def _spki(key: Secret) -> bytes:

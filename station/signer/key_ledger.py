@@ -8,7 +8,8 @@ it for good; the print stays, so that the key is known again. Nothing here wraps
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from hal.errors import DuplicateKey, quote
 from hal.types import KeyPurpose
@@ -30,9 +31,11 @@ class KeyEntry:
     upload: bytes
     spki: bytes
     made_at: int
+    bound: bool = False
+    """Whether it may go only to a transport key that the unit's own key vouches for."""
 
 
-_COLUMNS = "unit, purpose, registration_id, origin, print, kept, verifier, upload, spki, made_at"
+_COLUMNS = "unit, purpose, registration_id, origin, print, kept, verifier, upload, spki, made_at, bound"
 
 
 class KeyLedger:
@@ -71,7 +74,7 @@ class KeyLedger:
                 )
                 raise DuplicateKey(message)
             db.execute(
-                f"INSERT INTO device_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
+                f"INSERT INTO device_keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants
                 " ON CONFLICT (unit, purpose) DO NOTHING",
                 (
                     entry.unit,
@@ -84,6 +87,7 @@ class KeyLedger:
                     entry.upload,
                     entry.spki,
                     entry.made_at,
+                    entry.bound,
                 ),
             )
         found = self.find(entry.unit, entry.purpose)
@@ -112,6 +116,6 @@ class KeyLedger:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
-def _entry(row: tuple[object, ...]) -> KeyEntry:
-    unit, purpose, *rest = row
-    return KeyEntry(str(unit), KeyPurpose(str(purpose)), *rest)  # type: ignore[arg-type]  # the table is STRICT
+def _entry(row: tuple[Any, ...]) -> KeyEntry:
+    entry = KeyEntry(*row)
+    return replace(entry, purpose=KeyPurpose(entry.purpose), bound=bool(entry.bound))

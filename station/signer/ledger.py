@@ -104,6 +104,10 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     CREATE INDEX device_keys_kept ON device_keys (made_at) WHERE kept IS NOT NULL;
     """,
     TRAILS,
+    """
+    -- Whether a key may go only to a transport key that the unit's own key vouches for.
+    ALTER TABLE device_keys ADD COLUMN bound INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1));
+    """,
 )
 
 

@@ -117,12 +117,18 @@ class Service:
                     raise StationError(message, hint="Run the command with sudo.")
                 with self._overrun.call("ca", self._never, CALL_SECONDS) as call:
                     return self._administration.answer(call, asked, by)
+            case messages.ImportGroupKey() | messages.CheckGroupKey():
+                if by is None:
+                    message = "only root and the signer's own user may ask for group keys"
+                    raise StationError(message, hint="Run the command with sudo.")
+                with self._overrun.call("group key", self._never) as call:
+                    return self._keys.group_key(call, asked)
             case messages.SealKey():
                 with self._overrun.call("key", self._never) as call:
                     return self._keys.seal(call, asked)
             case messages.SealWrapped():
                 with self._overrun.call("key", self._never) as call:
-                    return self._keys.seal_wrapped(call, asked, self._wrap_key)
+                    return self._keys.seal_wrapped(call, asked, self._label_of(asked.key))
             case messages.CheckKey():
                 with self._overrun.call("key", self._never) as call:
                     self._keys.check(call, asked)

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 from hal.interfaces import DeviceSettings
 from station.action import Action, Step, Trip
 from station.messages import Facts
+from station.shared_keys import why_shared
 
 SettingText = Annotated[str, Meta(min_length=1, max_length=256, description="text of 1 to 256 characters")]
 SettingKey = Annotated[str, Meta(pattern=r"^[a-z0-9/_-]{1,64}$")]
@@ -18,6 +19,11 @@ class Options(Struct, frozen=True):
     id_scope: SettingText
     endpoint: SettingText = "global.azure-devices-provisioning.net"
     extra: dict[SettingKey, SettingText] = {}
+
+    def __post_init__(self) -> None:
+        for name, value in self.extra.items():
+            if why := why_shared(name, value):
+                raise ValueError(f"`extra`: {why}")
 
 
 def _wanted(trip: Trip) -> dict[str, str]:

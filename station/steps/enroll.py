@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from hal.types import Enrollment, TpmAttestation, X509Attestation, X509GroupAttestation
+from hal.types import (
+    Attestation,
+    Enrollment,
+    SealedSymmetricAttestation,
+    SymmetricGroupAttestation,
+    TpmAttestation,
+    X509Attestation,
+    X509GroupAttestation,
+)
 from station.action import Action, Step, Trip
 from station.messages import Facts
 
@@ -15,15 +23,18 @@ Tag = Annotated[str, Meta(min_length=1, max_length=128)]
 
 class Options(Struct, frozen=True):
     attestation: Annotated[
-        Literal["tpm", "x509", "x509-group"], Meta(description="'tpm', 'x509' or 'x509-group'")
+        Literal["tpm", "x509", "x509-group", "symmetric-key"],
+        Meta(description="'tpm', 'x509', 'x509-group' or 'symmetric-key'"),
     ]
     group: Annotated[str, Meta(max_length=128, description="the enrollment group's name")] = ""
     tags: dict[Tag, Tag] = {}
 
     def __post_init__(self) -> None:
-        if (self.attestation == "x509-group") != bool(self.group):
+        grouped = {"x509-group": True, "symmetric-key": bool(self.group)}.get(self.attestation, False)
+        if grouped != bool(self.group):
             raise ValueError(
-                "`group` names the enrollment group of attestation 'x509-group', and of no other"
+                "`group` names the enrollment group of attestation 'x509-group', or of 'symmetric-key' with keys that"
+                " are derived; of no other"
             )
 
 
@@ -37,12 +48,16 @@ class Queue(Action):
 
     def apply(self, trip: Trip) -> None:
         options: Options = trip.options
-        attestation: TpmAttestation | X509Attestation | X509GroupAttestation
+        attestation: Attestation
         if options.attestation == "tpm":
             srk = trip.facts.get("srk_public")
             attestation = TpmAttestation(trip.octets("ek_public"), srk if isinstance(srk, bytes) else None)
         elif options.attestation == "x509":
             attestation = X509Attestation(trip.octets_list("certificate_chain")[0])
+        elif options.attestation == "symmetric-key" and options.group:
+            attestation = SymmetricGroupAttestation(options.group)
+        elif options.attestation == "symmetric-key":
+            attestation = SealedSymmetricAttestation(trip.octets("symmetric_sealed"))
         else:
             attestation = X509GroupAttestation(options.group, trip.octets_list("certificate_chain")[0])
         name = trip.text("registration_id")
@@ -52,14 +67,20 @@ class Queue(Action):
         return {"attestation": trip.options.attestation}
 
 
+def _evidence(options: Options) -> str:
+    """The fact that the cloud will know the unit by."""
+    if options.attestation == "tpm":
+        return "ek_public"
+    if options.attestation == "symmetric-key":
+        return "symmetric_group" if options.group else "symmetric_sealed"
+    return "certificate_chain"
+
+
 STEP = Step(
     use="enroll",
     summary="queue the enrollment; the unit passes with it",
     options=Options,
     actions=lambda _options: (Queue(),),
     needs=lambda _options: (),
-    requires=lambda options: frozenset(
-        {"registration_id", "unit"}
-        | ({"ek_public"} if options.attestation == "tpm" else {"certificate_chain"})
-    ),
+    requires=lambda options: frozenset({"registration_id", "unit", _evidence(options)}),
 )

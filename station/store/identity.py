@@ -6,8 +6,6 @@ A strong identifier (EK Name; a key's digest for boards without a TPM) names the
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -27,6 +25,7 @@ from station.store.known_boards import (
     check_free,
     set_aside,
 )
+from station.unit_id import unit_id
 
 STRONG: Final = {"ek-name": re.compile(r"[0-9a-f]{44,132}"), "key": re.compile(r"[0-9a-f]{64}")}
 """Strong identifiers in lower-case hex: a TPM Name (2 octets of algorithm and a digest), SHA-256 of an SPKI."""
@@ -35,15 +34,6 @@ MANY_VALUED: Final = frozenset({"mac"})
 REGISTRATION_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9:._-]{0,126}[a-z0-9])?")
 CLAIM_LIMIT: Final = 32
 TEXT_LIMIT: Final = 128
-
-
-def unit_id(kind: str, value: str) -> str:
-    """The ID that a unit's first strong identifier gives it: 24 characters of base32.
-
-    A station that lost its database finds the same one again, and with it the certificate in the signer's ledger.
-    """
-    digest = hashlib.sha256(f"hallmark unit\0{kind}\0{value}".encode()).digest()
-    return base64.b32encode(digest[:15]).decode().lower()
 
 
 def join(

@@ -20,6 +20,7 @@ from hal.types import Enrollment, Receipt, UploadResult
 from station.enrollment import from_json
 from station.messages import Item, Outcome, SinkHealth
 from station.notify import Watchdog
+from station.uploader.opening import Opener
 from station.uploader.outbox import Outbox
 from station.uploader.pace import Pace
 from station.wire import Problem
@@ -42,9 +43,11 @@ class Lane:
         socket: Path,
         watchdog: Watchdog,
         cancel: Cancel,
+        opener: Opener,
         configuration: bytes = b"",
     ) -> None:
         """`configuration`: digest of the signed set that says where the sink is; empty on a bench."""
+        self._opener = opener
         self._name, self._sink, self._socket, self._watchdog = name, sink, socket, watchdog
         self._configuration = configuration
         self._call = Call(cancel=cancel, progress=lambda _done, _total: watchdog.beat(name))
@@ -79,8 +82,7 @@ class Lane:
 
     def _deliver(self, outbox: Outbox, items: Sequence[Item]) -> bool:
         """One batch: uploaded, reported, and where it failed waited for. False when the lease was given back."""
-        outcomes, batch = _read(items)
-        failure: HallmarkError | None = None
+        outcomes, batch, failure = self._read(items)
         skew = None
         if batch:
             try:
@@ -97,7 +99,7 @@ class Lane:
                     self._outcome(item, said) for (item, _), said in zip(batch, result.items, strict=True)
                 ]
                 failed = (said for said in result.items if isinstance(said, HallmarkError))
-                failure = next((said for said in failed if said.retryable), None)
+                failure = next((said for said in failed if said.retryable), failure)
         if outcomes:
             outbox.report(self._call, outcomes)
         done = sum(outcome.problem is None for outcome in outcomes)
@@ -110,6 +112,26 @@ class Lane:
         reported = len(outcomes) == len(items)
         self._wait_after(outbox, failure, skew, reported=reported)
         return reported
+
+    def _read(
+        self, items: Sequence[Item]
+    ) -> tuple[list[Outcome], list[tuple[Item, Enrollment]], HallmarkError | None]:
+        """Outcomes of items that can't be read (parked: no try will change that) or opened, and the others with their
+        enrollments; and what has to be waited for, if anything has.
+        """
+        outcomes: list[Outcome] = []
+        batch: list[tuple[Item, Enrollment]] = []
+        failure: HallmarkError | None = None
+        for item in items:
+            try:
+                batch.append((item, self._opener.opened(from_json(item.enrollment))))
+            except SinkError as error:
+                self._log.warning("not opened", unit=item.registration_id, code=error.code, reason=str(error))
+                outcomes.append(Outcome(item.seq, problem=Problem.of(error)))
+                failure = error if error.retryable else failure
+            except HallmarkError as error:
+                outcomes.append(Outcome(item.seq, problem=Problem.of(Rejected(str(error)))))
+        return outcomes, batch, failure
 
     def _upload(self, batch: Sequence[Enrollment]) -> UploadResult:
         """The sink's answers, one for each.
@@ -185,15 +207,3 @@ class Lane:
         for _ in range(slices):
             self._call.pause(seconds / slices)
             self._watchdog.beat(self._name)
-
-
-def _read(items: Sequence[Item]) -> tuple[list[Outcome], list[tuple[Item, Enrollment]]]:
-    """Outcomes of items that can't be read (parked: no try will change that), and the others with their enrollments."""
-    outcomes: list[Outcome] = []
-    batch: list[tuple[Item, Enrollment]] = []
-    for item in items:
-        try:
-            batch.append((item, from_json(item.enrollment)))
-        except HallmarkError as error:
-            outcomes.append(Outcome(item.seq, problem=Problem.of(Rejected(str(error)))))
-    return outcomes, batch

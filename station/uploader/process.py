@@ -19,6 +19,7 @@ from station import notify
 from station.config import Configuration
 from station.credentials import FileCredentials
 from station.uploader.lane import Lane
+from station.uploader.opening import Opener
 
 ENDING: Final = (signal.SIGTERM, signal.SIGINT)
 MAIN: Final = "main thread"
@@ -35,12 +36,13 @@ def run(configuration: Configuration) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     cancel = Cancel()
     watchdog = notify.Watchdog((MAIN,))
+    opener = Opener(FileCredentials(configuration.paths))
     with ExitStack() as stack:
         threads = []
         for name, sink in stack.enter_context(_sinks(configuration)).items():
             watchdog.register(name)
             socket, digest = configuration.paths.outbox_socket, bytes.fromhex(configuration.digest)
-            lane = Lane(name, sink, socket, watchdog, cancel, digest)
+            lane = Lane(name, sink, socket, watchdog, cancel, opener, digest)
             threads.append(threading.Thread(target=lane.run, name=f"sink-{name}", daemon=True))
         for thread in threads:
             thread.start()

@@ -19,9 +19,10 @@ from station.messages import Item, Outcome, SinkHealth
 from station.notify import Watchdog
 from station.paths import Paths
 from station.uploader.lane import Lane
+from station.uploader.opening import Opener
 from station.uploader.outbox import Outbox
 from station.uploader.pace import CEILING, JITTER_SHARE, UNREACHABLE_CEILING, Pace
-from tests.fixtures_dps import unit
+from tests.fixtures_dps import Keys, unit
 
 # --- pace ---
 
@@ -87,7 +88,14 @@ class Heard(Outbox):
 
 
 def deliver(*answers: UploadResult | Exception, most: int = 2) -> tuple[Heard, bool]:
-    lane = Lane("dps", StrangeSink(*answers), Path("nowhere"), Watchdog(("dps",), allowed=9), Cancel())
+    lane = Lane(
+        "dps",
+        StrangeSink(*answers),
+        Path("nowhere"),
+        Watchdog(("dps",), allowed=9),
+        Cancel(),
+        Opener(Keys()),
+    )
     heard = Heard()
     fine = True
     for _ in answers:

@@ -157,7 +157,7 @@ def register(
         "endorsementKey": base64.b64encode(ek).decode(),
         "storageRootKey": base64.b64encode(tpm.public(SRK_HANDLE)).decode(),
     }
-    cloud = _Cloud(endpoint, trust)
+    cloud = Cloud(endpoint, trust)
     path = f"/{quote(id_scope, safe='')}/registrations/{quote(name, safe='')}"
     body = {"registrationId": name, "tpm": keys}
     status, challenge = cloud.ask("PUT", f"{path}/register", body)
@@ -187,7 +187,9 @@ def register(
     return Assigned(state["registrationId"], state["deviceId"], state["assignedHub"])
 
 
-class _Cloud:
+class Cloud:
+    """The device API over HTTP."""
+
     def __init__(self, endpoint: str, trust: str | None) -> None:
         self._url, self._trust = urlsplit(endpoint), trust
 

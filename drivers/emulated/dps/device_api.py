@@ -1,14 +1,17 @@
 """The device API: a device registers by what its enrollment stands on, and is assigned to a hub.
 
 TPM: a challenge that only the enrolled EK can open, then a SAS by the key inside of it. X.509: the TLS client
-certificate, by itself or through a group's CA. To device-2021-10-01.json; the hub behind it is not emulated.
+certificate, by itself or through a group's CA. Symmetric key: a SAS by it, or by one derived from a group's.
+To device-2021-10-01.json; the hub behind it is not emulated.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
+import hmac
 import secrets
 from typing import Final
 
@@ -96,8 +99,7 @@ class DeviceApi:
         if attestation["type"] == "tpm":
             return enrollment, self._by_tpm(request, name, attestation["tpm"], body.get("tpm"))
         if attestation["type"] == "symmetricKey":
-            key = base64.b64decode(attestation["symmetricKey"]["primaryKey"])
-            self._check_sas(request, name, key)
+            self._check_either(request, name, _pair(attestation))
             return enrollment, {"symmetricKey": {}}
         leaf = _leaf(request)
         if hashlib.sha256(request.peer[0]).hexdigest().upper() not in thumbprints(enrollment):
@@ -107,7 +109,7 @@ class DeviceApi:
 
     def _by_group(self, request: Request, name: str) -> tuple[Json, Json]:
         if not request.peer:
-            raise not_found("enrollment")
+            return self._by_group_key(request, name)
         leaf = _leaf(request)
         chain = {hashlib.sha256(der).hexdigest().upper(): der for der in request.peer[1:]}
         for group in self._store.all("group"):
@@ -122,6 +124,27 @@ class DeviceApi:
                     }
                 }
         raise unauthorized("the client certificate's chain leads to no enrollment group")
+
+    def _by_group_key(self, request: Request, name: str) -> tuple[Json, Json]:
+        """A device whose key is derived from a group's, by its registration ID in lower case."""
+        if request.headers.get("authorization") is None:
+            raise not_found("enrollment")
+        for group in self._store.all("group"):
+            if group["attestation"]["type"] == "symmetricKey":
+                derived = [hmac.digest(key, name.encode(), "sha256") for key in _pair(group["attestation"])]
+                with contextlib.suppress(Refusal):
+                    self._check_either(request, name, derived)
+                    about = {"enrollmentGroupId": group["enrollmentGroupId"]}
+                    return group, {"symmetricKey": about}
+        raise unauthorized("the token is by no key of an enrollment group")
+
+    def _check_either(self, request: Request, name: str, keys: list[bytes]) -> None:
+        """Primary or secondary."""
+        primary, secondary = keys
+        try:
+            self._check_sas(request, name, primary)
+        except Refusal:
+            self._check_sas(request, name, secondary)
 
     def _by_tpm(self, request: Request, name: str, enrolled: Json, given: object) -> Json:
         identity = self._store.get("identity", name)
@@ -147,6 +170,11 @@ class DeviceApi:
     def _check_sas(self, request: Request, name: str, key: bytes) -> None:
         resource = f"{self._id_scope}/registrations/{name}"
         sas.check(request.headers.get("authorization"), {resource}, POLICY, key, self._weather.now())
+
+
+def _pair(attestation: Json) -> list[bytes]:
+    keys = attestation["symmetricKey"]
+    return [base64.b64decode(keys[name]) for name in ("primaryKey", "secondaryKey")]
 
 
 def _leaf(request: Request) -> x509.Certificate:
