@@ -49,6 +49,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── AuditUnavailable     retryable: the audit trail is required, and its checkpoint can't be signed now
     │   ├── AuditBroken          the audit trail was changed, cut or rolled back, or a proof of it does not hold
     │   ├── EscrowIncomplete     retryable: the escrow record lacks a copy on a second medium
+    │   ├── EscrowUnreadable     a sealed record doesn't open with this key, or is not what it ought to be
     │   └── PeerUnavailable      retryable: another Hallmark process is restarting
     ├── SinkError
     │   ├── Unreachable          retryable
@@ -355,6 +356,12 @@ class AuditBroken(StationError):
 class EscrowIncomplete(StationError):
     retryable = True
     default_hint = "Plug the escrow medium in; the board goes on by itself. Nothing was set on it so far."
+
+
+class EscrowUnreadable(StationError):
+    default_hint = (
+        "Take the record from another copy (second medium, archive), and the key of an officer who was named."
+    )
 
 
 class PeerUnavailable(StationError):

@@ -25,6 +25,7 @@ COMMANDS: Final = (
     "units",
     "outbox",
     "decisions",
+    "escrow",
     "audit",
     "ca",
     "check",

@@ -349,6 +349,14 @@ def _check_drivers(configuration: Configuration, problems: Problems) -> None:
             convert(source, registry.drivers[name].settings, problems, key, given)
 
 
+def as_settings(driver: Driver, given: dict[str, Any]) -> Any:
+    """`given` as the driver's settings dataclass, where no file says them: on an officer's machine."""
+    problems = Problems()
+    made = convert(TomlSource(f"settings of {driver.name}", given, {}), driver.settings, problems)
+    problems.raise_first()
+    return made
+
+
 def as_toml_values(settings: object) -> dict[str, object]:
     """A driver's settings dataclass as plain values, to be sent to a worker."""
     values = (

@@ -162,14 +162,21 @@ def _by_rsa(key: rsa.RSAPublicKey, who: Any, content_key: bytes) -> Any:
     )
 
 
+def _wrap_algorithm() -> Any:
+    return algos.EncryptionAlgorithm({"algorithm": AES256_WRAP})
+
+
+def wrapping_info() -> bytes:
+    """The KDF's shared info, DER: which algorithm the derived key is for, and how long it is."""
+    info = {"key_info": _wrap_algorithm(), "supp_pub_info": (KEY_LENGTH * 8).to_bytes(4)}
+    return bytes(_EccCmsSharedInfo(info).dump())
+
+
 def _by_ecdh(key: ec.EllipticCurvePublicKey, who: Any, content_key: bytes) -> Any:
     ephemeral = ec.generate_private_key(key.curve)
     shared = ephemeral.exchange(ec.ECDH(), key)
-    wrap_algorithm = algos.EncryptionAlgorithm({"algorithm": AES256_WRAP})
-    info = _EccCmsSharedInfo(
-        {"key_info": wrap_algorithm, "supp_pub_info": (KEY_LENGTH * 8).to_bytes(4)}
-    ).dump()
-    wrapping_key = X963KDF(hashes.SHA256(), KEY_LENGTH, bytes(info)).derive(shared)
+    wrap_algorithm = _wrap_algorithm()
+    wrapping_key = X963KDF(hashes.SHA256(), KEY_LENGTH, wrapping_info()).derive(shared)
     public = keys.PublicKeyInfo.load(
         ephemeral.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo

@@ -12,10 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from hal.errors import EkMismatch
 from station import messages
 from station.config import Configuration
+from station.escrow_opener import parse
 from station.nest.nest import Nest
 from station.nest.out_of_service import OutOfService
+from station.offered import Offered
 from station.status.view import (
     AuditView,
     ClockView,
@@ -48,10 +51,11 @@ class Overview:
         problems: Callable[[], list[str]],
         audit: Callable[[], AuditView],
         checkpoint: Callable[[], object],
+        offered: Offered,
     ) -> None:
         self._configuration, self._store, self._nests = configuration, store, nests
         self._token, self._problems = token, problems
-        self._audit, self._checkpoint = audit, checkpoint
+        self._audit, self._checkpoint, self._offered = audit, checkpoint, offered
         self._state = StationState.RUNNING
         self._began, self._started_at = time.monotonic(), time.time()
         self._newest_at = max((event.at for event in store.events(store.last_event() - 1, 1)), default=0.0)
@@ -154,6 +158,22 @@ class Overview:
 
     def release(self, unit: str, by: str) -> None:
         self._store.set_quarantine(unit, None, by)
+
+    def offer(self, unit: str, record: str, by: str) -> None:
+        brought = parse(record.encode())
+        found = self._store.unit(unit)
+        names = [item.value for item in found.identifiers if item.kind == "ek-name"] if found else []
+        if found is None or not names:
+            raise LookupError(f"there is no unit {unit} with a TPM")
+        if brought.ek_name.hex() not in names:
+            raise EkMismatch("these auths are of another TPM than the unit's")
+        fields: dict[str, str | int] = {
+            "by": by,
+            "hierarchies": ",".join(sorted(brought.auths)),
+            "generation": brought.generation,
+        }
+        self._store.append_event("auths-offered", unit=found.summary.unit, fields=fields)
+        self._offered.put(brought.ek_name, brought.auths, by)
 
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         self._store.decide(number, choice, reason, by)

@@ -96,6 +96,7 @@ class Supervisor:
             self._troubles,
             self._checkpoints.view,
             self._checkpoints.sign,
+            self._services.offered,
         )
 
     def run(self) -> None:

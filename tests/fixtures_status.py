@@ -118,6 +118,9 @@ class FakeControl:
     def release(self, unit: str, by: str) -> None:
         self.calls.append(("release", unit, by))
 
+    def offer(self, unit: str, record: str, by: str) -> None:
+        self.calls.append(("offer", unit, str(len(record)), by))
+
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         if choice == "no-choice":
             raise ValueError("no choice")

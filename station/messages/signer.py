@@ -54,7 +54,7 @@ class SignRequest(Struct, frozen=True, tag="sign-request"):
     """What was proven of the key (JSON of `station.attestation.Transcript`); empty where its place can't prove."""
 
 
-WrapKey = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95})?$")]
+WrapKey = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")]
 """A key for secrets of one work order or day. The signer puts its own prefix before it: no other label can be named.
 Empty: the one key of older releases."""
 

@@ -139,6 +139,10 @@ class Routes:
             ),
             post("/v1/units/*/release", lambda asked: control.release(asked.segments[0], asked.by)),
             engineers_post("/v1/decisions/*/answer", self._decide),
+            engineers_post(
+                "/v1/units/*/auths",
+                lambda asked: control.offer(asked.segments[0], asked.text("record"), asked.by),
+            ),
         ]
 
     def answer(self, request: Request, peer: PeerCredentials | None) -> Answer | Follow:

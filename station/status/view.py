@@ -247,6 +247,9 @@ class StationControl(Protocol):
     def release(self, unit: str, by: str) -> None:
         """LookupError for a unit that isn't in quarantine."""
 
+    def offer(self, unit: str, record: str, by: str) -> None:
+        """Auths from escrow (JSON) for the unit's next visit, kept in memory. LookupError for a unit without a TPM."""
+
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         """Answers an open question. LookupError for a number that has none, ValueError for a word that is no choice."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from hal.errors import HallmarkError, RecipeError
 from hal.types import Hierarchy
+from station import cli
 from station.config import load_configuration
 from station.messages import StepPlan
 from station.paths import Paths
@@ -147,3 +149,55 @@ def test_a_worker_gets_the_same_steps_and_refuses_what_it_does_not_know(tmp_path
     for plan in (StepPlan("flesh", {}), StepPlan("flash", {}), StepPlan("flash", {"image": 3})):
         with pytest.raises(HallmarkError, match="does not know"):
             rebuild_steps([plan])
+
+
+# --- warnings ---------------------------------------------------------------------------------------------------
+
+X509 = CERTIFICATE + ENROLL.replace("tpm", "x509")
+
+
+@pytest.mark.parametrize(
+    ("auths", "enroll", "wanted"),
+    [
+        ("", ENROLL, []),
+        ("", X509, []),
+        ("auths = ['owner', 'lockout']\n", ENROLL, ["EvictControl"]),
+        ("auths = ['owner', 'lockout']\nfield_client_knows = ['owner']\n", ENROLL, []),
+        ("auths = ['owner', 'endorsement', 'lockout']\n", ENROLL, ["EvictControl", "PolicySecret"]),
+        ("auths = ['owner', 'endorsement', 'lockout']\n", X509, []),
+        ("auths = []\n", ENROLL, ["clear the TPM"]),
+        ("platform = 'waived'\nplatform_reason = 'firmware 2'\n", ENROLL, ["platform auth"]),
+    ],
+)
+def test_what_would_break_a_field_client_is_warned_of_where_it_stands(
+    tmp_path: Path, auths: str, enroll: str, wanted: list[str]
+) -> None:
+    found = load(tmp_path, HEAD + IDENTITY + OWNERSHIP + auths + enroll)
+    assert len(found.warnings) == len(wanted)
+    for warning, words in zip(found.warnings, wanted, strict=True):
+        assert words in warning.message
+        assert str(warning).startswith(f"{tmp_path / 'etc/hallmark/recipes/r.toml'}:7: step[1].")
+        assert "warning" in str(warning)
+
+
+def test_a_warning_is_printed_and_told_to_scripts_and_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(tmp_path, HEAD + IDENTITY + OWNERSHIP + "auths = ['owner', 'lockout']\n" + ENROLL)
+    assert cli.main(["--root", str(tmp_path), "recipe", "check", "r.toml", "--json"]) == 0
+    said = capsys.readouterr()
+    (warning,) = json.loads(said.out)[0]["warnings"]
+    assert (warning["line"], warning["key"]) == (7, "step[1].auths")
+    assert "r.toml:7: step[1].auths: warning: DPS clients" in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("platform = 'waived'\n", "platform_reason"),
+        ("platform_reason = 'because'\n", "platform_reason"),
+        ("escrow_copies = 2\n", "escrow media"),
+    ],
+)
+def test_a_waiver_needs_a_reason_and_copies_need_media(tmp_path: Path, text: str, key: str) -> None:
+    assert key in str(refusal(tmp_path, HEAD + IDENTITY + OWNERSHIP + text + ENROLL))
