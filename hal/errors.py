@@ -32,7 +32,8 @@ sentence: what to do. The message says what happened; device text in it is bound
     │   ├── CertificateUntrusted one made elsewhere leads to no anchor, or is not in its lot or manifest
     │   └── PossessionUnproven   the device can't sign with the key of its certificate
     ├── IdentityConflict         this board's identifiers belong to different units
-    │   └── Quarantined          the unit waits for a person's decision
+    │   ├── Quarantined          the unit waits for a person's decision
+    │   └── PassMissing          this unit has not passed the pass that the recipe comes after
     ├── TokenError               the CA token
     │   ├── TokenAbsent          retryable
     │   ├── PinRejected          never retried, across restarts
@@ -272,6 +273,10 @@ class IdentityConflict(HallmarkError):
 
 class Quarantined(IdentityConflict):
     default_hint = "Hand the board to an engineer: this unit waits for a decision."
+
+
+class PassMissing(IdentityConflict):
+    default_hint = "Take the board through the earlier pass first, at the nest that has its recipe."
 
 
 # --- CA token and issuing --------------------------------------------------------------------------------------

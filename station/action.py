@@ -31,6 +31,8 @@ from hal.types import (
 from station.messages import Fact, Facts, Unit
 
 T = TypeVar("T")
+OF_ONE_VISIT: Final = frozenset({"ak_public", "ek_handle", "ek_evict", "tpm_cleared_by"})
+"""Facts that say what one visit has seen or done, and nothing of the next."""
 DEFAULT_SECONDS: Final = 30.0
 
 
@@ -129,8 +131,17 @@ class Trip:
     unit: Unit | None = None
     auths: dict[str, Secret] = field(default_factory=dict)
     enrollment: Enrollment | None = None
+    inherits: frozenset[str] = frozenset()
+    """Steps of earlier passes whose facts on record hold in this visit too."""
     begun: set[str] = field(default_factory=set)
     """`step.action` of what this visit began to apply."""
+
+    def inherit(self) -> None:
+        """After the visit has joined: what earlier passes gave and this one has not. Later steps ask the device."""
+        for action, facts in sorted(self.unit.facts.items() if self.unit else ()):
+            if action.partition(".")[0] in self.inherits:
+                given = {name: value for name, value in facts.items() if name not in OF_ONE_VISIT}
+                self.facts = {**given, **self.facts}
 
     def need(self, interface: type[T], role: str | None = None) -> T:
         return self.board.get(interface, role)

@@ -27,6 +27,7 @@ COMMANDS: Final = (
     "decisions",
     "escrow",
     "audit",
+    "attestation",
     "ca",
     "check",
     "config",

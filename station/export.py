@@ -94,6 +94,7 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         else None,
         "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
         "ek_name": ek_name,
+        "tpm": tpm_of(record),
         "key": key_of(record),
         "ek_trust": record.ek_verdict and msgspec.to_builtins(record.ek_verdict),
         "ownership": {"auths": auths if isinstance(auths, list) else []},
@@ -114,6 +115,18 @@ def _summary(record: UnitRecord) -> dict[str, object]:
             if item.kind == "enrollment" and item.state != "superseded"
         ],
     }
+
+
+def ek_candidates(record: UnitRecord) -> list[str]:
+    """The endorsement keys that were looked at, each with what became of it."""
+    lines = _fact(record, "ek_candidates")
+    return [line for line in lines if isinstance(line, str)] if isinstance(lines, list) else []
+
+
+def tpm_of(record: UnitRecord) -> dict[str, object] | None:
+    """What its TPM says it is, and whether that is a software TPM, which only a bench takes."""
+    says = _fact(record, "tpm")
+    return None if says is None else {"says": says, "software": _fact(record, "tpm_software") is True}
 
 
 def key_of(record: UnitRecord) -> dict[str, object] | None:

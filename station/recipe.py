@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -28,6 +28,10 @@ from station.trust.policy import EkPolicy
 CHANNEL_ROLE: Final = "channel"
 CHANNEL_DRIVER: Final = "serial"
 MAX_STEPS: Final = 64
+OF_EACH_PASS: Final = frozenset(
+    {"unit", "registration_id", "ek_public", "ek_name", "ak_public", "identity_spki"}
+)
+"""Facts that each visit has to see for itself: which unit this is."""
 
 
 class RecipeFile(Struct, frozen=True):
@@ -36,6 +40,7 @@ class RecipeFile(Struct, frozen=True):
     sku: Word
     step: list[dict[str, Any]]
     pass_: Annotated[str, Meta(min_length=1, max_length=64)] = msgspec.field(name="pass", default="final")
+    after: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     drivers: dict[Word, Word] = {}
     settings: dict[Word, dict[str, Any]] = {}
 
@@ -80,6 +85,15 @@ class Recipe:
     credentials: tuple[str, ...] = ()
     """Names of what drivers' settings want handed to them with each visit."""
     warnings: tuple[RecipeWarning, ...] = ()
+    after: str | None = None
+    """The pass that a unit has to have passed before this one."""
+    earlier: tuple[Recipe, ...] = ()
+    """The recipes of the passes before this one, the latest first."""
+
+    @property
+    def inherits(self) -> tuple[str, ...]:
+        """Steps of the earlier passes: what they gave is on the unit's record."""
+        return tuple(sorted({item.step.use for recipe in self.earlier for item in recipe.steps}))
 
     def step_plans(self) -> list[StepPlan]:
         return [StepPlan(item.step.use, msgspec.to_builtins(item.options)) for item in self.steps]
@@ -107,7 +121,18 @@ class Recipe:
 
     def ek_policy(self) -> EkPolicy | None:
         """What has to vouch for an EK; None where the recipe doesn't identify by one."""
-        return next((item.options.policy for item in self.steps if item.step.use == "tpm-identity"), None)
+        return next(
+            (
+                item.options.policy
+                for item in self.steps
+                if item.step.use == "tpm-identity" and not item.options.known
+            ),
+            None,
+        )
+
+    def knows_ek(self) -> bool:
+        """Whether an earlier pass has judged the EK, and this one only has it proven."""
+        return any(item.step.use == "tpm-identity" and item.options.known for item in self.steps)
 
     def attested_profiles(self) -> list[str]:
         """Profiles of certificates for keys that their place can show to be in it."""
@@ -127,6 +152,11 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     """The recipe file `name` below the recipes folder, checked. Raises RecipeError; its `others` has further
     problems.
     """
+    return _load(configuration, name, frozenset())
+
+
+def _load(configuration: Configuration, name: str, later: frozenset[str]) -> Recipe:
+    """`later`: the passes that come after it, for whose sake it is looked at."""
     path = configuration.folder / "recipes" / name
     source = read(path, RecipeError, configuration.shown(path))
     problems = Problems(RecipeError)
@@ -135,13 +165,16 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
     if file is None:
         raise RecipeError("could not be read", file=source.file)
     steps = _steps(source, file, problems)
+    earlier = _earlier(source, file, configuration, problems, later | {file.pass_})
+    problems.raise_first()
     drivers = _drivers(source, file, configuration, problems)
     problems.raise_first()
     _check_needs(source, steps, dict(drivers), problems)
-    _check_facts(source, steps, problems)
+    _check_facts(source, steps, earlier, problems)
+    _check_known(source, steps, earlier, problems)
     _check_copies(source, steps, len(configuration.file.escrow.media), problems)
     _check_subject(source, steps, problems)
-    _check_trust(source, steps, dict(drivers), problems)
+    _check_trust(source, steps, earlier, dict(drivers), problems)
     problems.raise_first()
     settings = _settings(source, file, drivers, problems, bench=configuration.bench)
     problems.raise_first()
@@ -162,7 +195,42 @@ def load_recipe(configuration: Configuration, name: str) -> Recipe:
         protections=protections,
         credentials=_credentials(settings.values()),
         warnings=tuple(_warnings(source, steps)),
+        after=file.after,
+        earlier=earlier,
     )
+
+
+def _earlier(
+    source: TomlSource,
+    file: RecipeFile,
+    configuration: Configuration,
+    problems: Problems,
+    later: frozenset[str],
+) -> tuple[Recipe, ...]:
+    """The recipes of the passes before this one, the latest first; each names the one before it by its `after`."""
+    if file.after is None:
+        return ()
+    named = _named(configuration, file.sku, file.after)
+    if file.after in later or len(named) != 1:
+        said = "comes after this one" if file.after in later else f"is in {', '.join(named) or 'no recipe'}"
+        problems.add(
+            source,
+            ("after",),
+            f"pass {file.after!r} of {file.sku} {said}; expected an earlier pass, which exactly one recipe has",
+        )
+        return ()
+    before = _load(configuration, named[0], later | {file.after})
+    return (before, *before.earlier)
+
+
+def _named(configuration: Configuration, sku: str, wanted: str) -> list[str]:
+    """Names of the recipe files for that SKU and pass."""
+    found = []
+    for path in sorted((configuration.folder / "recipes").glob("*.toml")):
+        data = read(path, RecipeError, configuration.shown(path)).data
+        if data.get("sku") == sku and data.get("pass", "final") == wanted:
+            found.append(path.name)
+    return found
 
 
 def _digest(path: Path) -> str:
@@ -282,16 +350,38 @@ def _warnings(source: TomlSource, steps: list[tuple[int, PlannedStep]]) -> Itera
             yield RecipeWarning(at.file or source.file, at.line, at.key or option, message)
 
 
-def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], problems: Problems) -> None:
-    """Each step's facts come from an earlier one; nothing lasting happens before the unit is known; enroll is last."""
-    given: set[str] = set()
+def _check_known(
+    source: TomlSource, steps: list[tuple[int, PlannedStep]], earlier: Sequence[Recipe], problems: Problems
+) -> None:
+    """An EK is known from a pass that has judged it."""
+    judged = any(recipe.ek_policy() is not None for recipe in earlier)
+    for index, item in steps:
+        if item.step.use == "tpm-identity" and item.options.known and not judged:
+            problems.add(
+                source,
+                ("step", index, "known"),
+                "no earlier pass has judged the EK; expected `after` to name a pass with tpm-identity",
+            )
+
+
+def _check_facts(
+    source: TomlSource, steps: list[tuple[int, PlannedStep]], earlier: Sequence[Recipe], problems: Problems
+) -> None:
+    """Each step's facts come from an earlier one, of this pass or of one before it; nothing lasting happens before the
+    unit is known; enroll is last.
+    """
+    inherited = {
+        name for recipe in earlier for item in recipe.steps for name in item.step.gives(item.options)
+    }
+    given: set[str] = inherited - OF_EACH_PASS
     for position, (index, item) in enumerate(steps):
         missing = item.step.requires(item.options) - given
         if missing:
             problems.add(
                 source,
                 ("step", index),
-                f"{item.step.use} needs {', '.join(sorted(missing))} from an earlier step",
+                f"{item.step.use} needs {', '.join(sorted(missing))} from an earlier step"
+                + ("" if earlier else ", or from an earlier pass that `after` names"),
             )
         given |= item.step.gives(item.options)
         if item.step.use == "enroll" and position != len(steps) - 1:
@@ -307,12 +397,18 @@ def _check_facts(source: TomlSource, steps: list[tuple[int, PlannedStep]], probl
 def _check_trust(
     source: TomlSource,
     steps: list[tuple[int, PlannedStep]],
+    earlier: Sequence[Recipe],
     drivers: Mapping[str, Driver],
     problems: Problems,
 ) -> None:
     """Where a TPM may get through that nothing vouches for, each step that gives it something has to say so."""
     identity = next((item for _i, item in steps if item.step.use == "tpm-identity"), None)
-    if identity is None or not identity.options.policy.may_end_untrusted:
+    if identity is None:
+        return
+    policy = identity.options.policy
+    if identity.options.known:
+        policy = next((found for recipe in earlier if (found := recipe.ek_policy()) is not None), policy)
+    if not policy.may_end_untrusted:
         return
     for index, item in steps:
         use = item.step.use

@@ -96,6 +96,7 @@ class Runner:
 
     def _once(self, action: Action, *, last: bool) -> None:
         trip = self.trip
+        known = trip.unit is not None
         if trip.unit is None and not action.repeatable:
             raise RecipeError(f"{self.step}.{action.name} must not run before the unit is known")
         facts = self._timed(action, "probe", action.probe)
@@ -104,7 +105,10 @@ class Runner:
             self.journal.begin(self.step, action.name)
             trip.begun.add(f"{self.step}.{action.name}")
             facts = self._away(action) if action.absence else self._change(action)
+        joined = trip.unit is not None and not known
         trip.facts.update(facts)
+        if joined:
+            trip.inherit()
         if last:
             self.journal.finish(self.step, action.name, facts, trip.enrollment)
         else:

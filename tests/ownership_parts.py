@@ -78,6 +78,9 @@ class Token:
 class Watcher:
     def joined(self, unit: messages.Unit) -> None: ...
 
+    def software_tpm(self) -> None:
+        return None
+
     def progress(self, message: messages.Progress) -> None: ...
 
     def absent(self, within: float | None) -> None: ...

@@ -174,6 +174,13 @@ def _profiles(configuration: Configuration) -> Iterator[Finding]:
                 raise ConfigError(
                     f"recipe {recipe.name} names profile {name!r}; expected {name}.toml", file=str(folder)
                 )
+            if profiles[name].file.key.resident and name not in recipe.attested_profiles():
+                raise ConfigError(
+                    f"recipe {recipe.name} takes profile {name!r}, which is for keys that are shown to be in a TPM;"
+                    ' expected place = "tpm" in its certificate step, or another profile',
+                    file=str(folder / f"{name}.toml"),
+                    key="key.resident",
+                )
             yield Finding("profile", f"{name}: {profiles[name].file.validity.days} days")
 
 

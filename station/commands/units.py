@@ -13,7 +13,7 @@ import msgspec
 
 from hal.errors import ConfigError, PeerUnavailable, quote
 from station.commands.source import Source, change
-from station.export import export, key_of
+from station.export import ek_candidates, export, key_of, tpm_of
 from station.status.client import segment
 from station.status.view import PAGE_LIMIT
 from station.store import Store
@@ -77,6 +77,12 @@ def show(record: UnitRecord) -> Iterator[str]:
         yield f"  {item.kind:<12}  {quote(item.value, 150)}{'' if item.strong else '  (claimed)'}"
     if record.work_order is not None:
         yield f"  work order    {record.work_order}"
+    if (tpm := tpm_of(record)) is not None:
+        yield f"  tpm           {quote(tpm['says'], 100)}{'  SOFTWARE TPM: bench only' if tpm['software'] else ''}"
+    for line in ek_candidates(record):
+        yield f"  ek            {quote(line, 300)}"
+    if record.attestation is not None:
+        yield "  attestation   on record: `hallmark attestation` checks it"
     if record.certificate is not None:
         certificate = record.certificate
         until = moment(certificate.not_after)

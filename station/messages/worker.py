@@ -52,6 +52,8 @@ class Visit(Struct, frozen=True, tag="visit"):
     """Every certificate that our issuing CA has had, DER: one of them issued what a unit has on record."""
     long_lived_days: int = 0
     """[policy] of station.toml: a leaf valid for longer needs a safe key place, or the recipe's reason."""
+    inherits: list[Name] = []
+    """Steps of earlier passes: what they gave for the joined unit holds in this visit too."""
     credentials: dict[Name, Blob] = {}
     """What the recipe's drivers name in their settings, and nothing else."""
 

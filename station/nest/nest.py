@@ -268,6 +268,7 @@ class Nest:
             steps=recipe.step_plans(),
             issuers=list(self._terms.issuers()),
             long_lived_days=self._terms.long_lived_days,
+            inherits=list(recipe.inherits),
             credentials=self._credentials(),
         )
 

@@ -35,6 +35,7 @@ class _Visit:
     problem: str = ""
     message: str = ""
     hint: str = ""
+    software_tpm: bool = False
 
 
 @dataclass(slots=True)
@@ -85,6 +86,10 @@ class Screen:
     def joined(self, unit: messages.Unit) -> None:
         with self._lock:
             self._visit = replace(self._visit, unit=unit.unit, registration_id=unit.registration_id)
+
+    def software_tpm(self) -> None:
+        with self._lock:
+            self._visit = replace(self._visit, software_tpm=True)
 
     def progress(self, message: messages.Progress) -> None:
         with self._lock:
@@ -144,6 +149,7 @@ class Screen:
             elapsed=None if visit.began is None else (visit.ended or now) - visit.began,
             action_elapsed=None if visit.action_began is None else (visit.ended or now) - visit.action_began,
             worker=worker,
+            software_tpm=visit.software_tpm,
             outcome=visit.outcome,
             problem=visit.problem,
             message=visit.message or visit.note,

@@ -85,6 +85,9 @@ class Watcher(Protocol):
 
     def joined(self, unit: messages.Unit) -> None: ...
 
+    def software_tpm(self) -> None:
+        """The board's TPM is a software TPM."""
+
     def progress(self, message: messages.Progress) -> None: ...
 
     def absent(self, within: float | None) -> None:
@@ -174,8 +177,12 @@ class VisitService:
         return messages.EkVerdict(verdict.facts())
 
     def _join(self, message: messages.Join) -> messages.Unit:
-        if message.kind == "ek-name" and message.value not in self._judged:
+        if message.kind == "ek-name" and message.value not in self._judged and not self._recipe.knows_ek():
             raise EkUntrusted("a worker named an EK that this visit has no verdict on")
+        if self._recipe.after is not None:
+            self._services.store.require_pass(
+                message.kind, message.value, self._recipe.sku, self._recipe.after
+            )
         self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
         claims = list(message.claims)
         if message.kind == "ek-name" and not message.unproven:
@@ -236,6 +243,8 @@ class VisitService:
         self._services.store.done(
             self._visit, message.step, message.action, message.facts, found=message.found
         )
+        if message.facts.get("tpm_software") is True:
+            self._watcher.software_tpm()
         if (message.step, message.action) == CLEAR:
             means = message.facts.get("tpm_cleared_by")
             self._services.store.spend_clear(self._visit, means if isinstance(means, str) else None)

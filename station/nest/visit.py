@@ -87,6 +87,9 @@ class Visit:
     def joined(self, unit: messages.Unit) -> None:
         self._screen.joined(unit)
 
+    def software_tpm(self) -> None:
+        self._screen.software_tpm()
+
     def progress(self, message: messages.Progress) -> None:
         with self._changed:
             self._phase_until = time.monotonic() + message.seconds + OVERRUN_GRACE

@@ -18,8 +18,16 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 
 from hal.call import Call
-from hal.errors import ClockUntrusted, ConfigurationUntrusted, KeyMissing, StationError, TokenError
+from hal.errors import (
+    ClockUntrusted,
+    ConfigurationUntrusted,
+    KeyMissing,
+    ProfileViolation,
+    StationError,
+    TokenError,
+)
 from hal.interfaces import CaToken
+from station.attestation import check_offline, from_json
 from station.messages import SignRequest
 from station.signer.authority import der
 from station.signer.csr import Request, read_csr
@@ -91,20 +99,35 @@ class Issuer:
         self._check_clock(now, active)
         profile = load_profile(self._profiles, asked.profile)
         profile.check_request(request)
+        self._check_attestation(profile, asked.attestation, request)
         if entry is not None:
             # Whatever the former key may have signed never left.
             _log.warning("an unsigned intent of a CA that is no more is made anew", unit=asked.unit)
             intent = self._intent(asked, request, digest, profile, now, active)
-            return self._ledger.renew(entry, intent, active.authority.pem)
+            return self._ledger.renew(entry, intent, active.authority.pem, asked.attestation)
         for _ in range(DRAWS):
             intent = self._intent(asked, request, digest, profile, now, active)
-            found = self._ledger.intend(intent, active.authority.pem, self._configuration or None)
+            found = self._ledger.intend(
+                intent, active.authority.pem, self._configuration or None, asked.attestation
+            )
             if found is not None:
                 return found
         message = f"{DRAWS} serial numbers were all taken: this machine's random numbers repeat themselves"
         raise StationError(
             message, hint="Nothing was issued. An engineer looks at the machine: its random source is broken."
         )
+
+    def _check_attestation(self, profile: Profile, attestation: bytes, request: Request) -> None:
+        """Before any intent: what the station was shown is checked again, as far as one can who wasn't there."""
+        if attestation:
+            check_offline(from_json(attestation), request.spki)
+        elif profile.file.key.resident:
+            message = (
+                f"profile {profile.name!r} is for keys that were shown to be in a TPM, and nothing was shown"
+            )
+            raise ProfileViolation(
+                message, hint="An engineer takes another profile, or a recipe whose key place is a TPM."
+            )
 
     def _active(self, now: dt.datetime) -> Generation:
         active = self._generations.active(now)

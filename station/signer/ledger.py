@@ -108,6 +108,12 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     -- Whether a key may go only to a transport key that the unit's own key vouches for.
     ALTER TABLE device_keys ADD COLUMN bound INTEGER NOT NULL DEFAULT 0 CHECK (bound IN (0, 1));
     """,
+    """
+    CREATE TABLE attestations (                               -- what was proven of a certificate's key
+        id INTEGER PRIMARY KEY NOT NULL REFERENCES certificates (id),
+        transcript BLOB NOT NULL                              -- JSON of station.attestation.Transcript
+    ) STRICT;
+    """,
 )
 
 
@@ -184,11 +190,13 @@ class Ledger:
             refuse_older(Release(*row) if row else None, serial, digest)
             db.execute("INSERT INTO releases VALUES (?, ?) ON CONFLICT DO NOTHING", (serial, digest))
 
-    def intend(self, intent: Intent, chain: bytes, configuration: bytes | None = None) -> Entry | None:
+    def intend(
+        self, intent: Intent, chain: bytes, configuration: bytes | None = None, attestation: bytes = b""
+    ) -> Entry | None:
         """Makes the intent durable, or gives the one that a parallel request made durable first.
 
         None when the serial number is another certificate's already. `configuration`: SHA-256 of the signed set that it
-        was asked for with; None on a bench.
+        was asked for with; None on a bench. `attestation`: the transcript that was checked, empty where there is none.
         """
         with self.using() as db, db:
             db.execute("INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO NOTHING", (intent.issuer, chain))
@@ -202,9 +210,27 @@ class Ledger:
                 " ON CONFLICT DO NOTHING",
                 (configuration, intent.unit),
             )
+            self._attest(db, intent, attestation)
         return self.find(intent.unit, intent.spki_sha256, intent.registration_id)
 
-    def renew(self, entry: Entry, intent: Intent, chain: bytes) -> Entry:
+    def _attest(self, db: apsw.Connection, intent: Intent, attestation: bytes) -> None:
+        """Of a parallel request the one stays whose bytes to be signed stay."""
+        if attestation:
+            db.execute(
+                "INSERT INTO attestations (id, transcript) SELECT id, ? FROM certificates WHERE unit = ? AND tbs = ?"
+                " ON CONFLICT DO UPDATE SET transcript = excluded.transcript",
+                (attestation, intent.unit, intent.tbs),
+            )
+
+    def attestation(self, unit: str) -> bytes | None:
+        """The transcript that the unit's certificate was asked for with."""
+        with self.using() as db:
+            found: bytes | None = db.execute(
+                "SELECT transcript FROM attestations JOIN certificates USING (id) WHERE unit = ?", (unit,)
+            ).get
+        return found
+
+    def renew(self, entry: Entry, intent: Intent, chain: bytes, attestation: bytes = b"") -> Entry:
         """Puts `intent` in the place of an unsigned one whose issuer is no more. The signed stay as they are."""
         with self.using() as db, db:
             db.execute("INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO NOTHING", (intent.issuer, chain))
@@ -213,6 +239,7 @@ class Ledger:
                 " intended_at) = (?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? AND certificate IS NULL",
                 (*_values(intent), entry.id),
             )
+            self._attest(db, intent, attestation)
         return self._get(entry.id)
 
     def keep(self, entry: Entry, certificate: bytes, signed_at: int) -> Entry:

@@ -71,11 +71,18 @@ class ExtensionsSection(Struct, frozen=True):
     san: list[Template] = []
 
 
+class KeySection(Struct, frozen=True):
+    """`resident`: only for a key that was shown to be in a TPM and unable to leave it: the request has the proof."""
+
+    resident: bool = False
+
+
 class ProfileFile(Struct, frozen=True):
     key_type: KeyType
     subject: SubjectSection
     validity: ValiditySection
     extensions: ExtensionsSection
+    key: KeySection = KeySection()
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,8 @@ class NestView(Struct, frozen=True):
     """Seconds since `done` began to count for this action and phase: a rate is `done / action_elapsed`."""
     worker: int = 0
     """PID of the process that serves the board, 0 when none does."""
+    software_tpm: bool = False
+    """This board's TPM is a software TPM, which only a bench takes."""
     outcome: str = ""
     """A `hal.errors.Outcome`, or empty."""
     problem: str = ""

@@ -22,12 +22,14 @@ from hal.errors import (
     ResidencyUnproven,
     quote,
 )
-from hal.interfaces import CertificateStore, KeyAttestation, KeyPlace, Ownership
+from hal.interfaces import CertificateStore, IdentityKeys, KeyAttestation, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
-from hal.types import Hierarchy, KeyType
+from hal.types import AkKind, Hierarchy, KeyType
 from station.action import Action, Look, Need, Step, Trip
 from station.messages import Facts
+from station.nest.attesting import DEVICE_KEY
 from station.signature import spki, verify_signature
+from station.steps.attest import prove_attestation_key
 from station.steps.certificate_sources import Adopt, Draw, PresentKey
 from station.steps.current_ek import current_ek
 from station.steps.device_key import REGISTRATION_ID, check_chain, key_facts, place_of, present_key
@@ -53,14 +55,22 @@ class Options(Struct, frozen=True):
     place: Annotated[
         str, Meta(min_length=1, max_length=64, description="the role of the driver that keeps the key")
     ] = "tpm"
-    install: Annotated[
-        str,
-        Meta(min_length=1, max_length=64, description="the role of the driver that keeps the certificate"),
-    ] = "link"
+    install: (
+        Annotated[str, Meta(min_length=1, max_length=64, description="a role, or an array of roles")]
+        | Annotated[
+            list[Annotated[str, Meta(min_length=1, max_length=64)]],
+            Meta(min_length=1, max_length=4, description="a role, or an array of 1 to 4 roles"),
+        ]
+    ) = "link"
     key: Annotated[
         Literal["p256", "p384", "rsa2048", "rsa3072"],
         Meta(description="'p256', 'p384', 'rsa2048' or 'rsa3072'"),
     ] = "p256"
+    template: Annotated[Literal["hallmark", "tcg-idevid"], Meta(description="'hallmark' or 'tcg-idevid'")] = (
+        "hallmark"
+    )
+    iak: bool = False
+    """Whether the TPM gets the TCG's initial attestation key, which then certifies the device key."""
     override: (
         Annotated[
             str,
@@ -75,7 +85,20 @@ class Options(Struct, frozen=True):
     untrusted_ek: Annotated[Literal["refuse", "accept"], Meta(description="'refuse' or 'accept'")] = "refuse"
     """Whether a key in a TPM gets a certificate although nothing vouches for that TPM's EK."""
 
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """Roles of the drivers that keep the certificate, the first one first."""
+        return (self.install,) if isinstance(self.install, str) else tuple(self.install)
+
     def __post_init__(self) -> None:
+        if len(set(self.stores)) != len(self.stores):
+            raise ValueError("`install` names a role twice")
+        if self.template == "tcg-idevid" and self.key != "p256":
+            raise ValueError("template 'tcg-idevid' makes P-256 keys (H-2); expected key = \"p256\"")
+        if (self.template != "hallmark" or self.iak) and (self.place != "tpm" or self.source != "issue"):
+            raise ValueError(
+                "`template` and `iak` are for keys that are made in a TPM: place 'tpm', source 'issue'"
+            )
         if (self.source == "issue") != bool(self.profile):
             raise ValueError("`profile` names the certificate profile of source 'issue', and of no other")
         if (self.source in ("pool", "preloaded")) != bool(self.lot):
@@ -110,15 +133,19 @@ class Key(Action):
         return key_facts(trip, key)
 
     def apply(self, trip: Trip) -> None:
-        place_of(trip).make_key(trip.call, KeyType(trip.options.key), _owner(trip))
+        if trip.options.template == "tcg-idevid":
+            trip.need(IdentityKeys, trip.options.place).make_idevid(trip.call, _owner(trip))
+        else:
+            owner = _owner(trip) if trip.board.has(Ownership, trip.options.place) else EMPTY
+            place_of(trip).make_key(trip.call, KeyType(trip.options.key), owner)
 
     def verify(self, trip: Trip) -> Facts:
         return key_facts(trip, present_key(trip))
 
 
 def _owner(trip: Trip) -> Secret:
-    """Owner auth, which making a key persistent in a TPM needs; EMPTY for places that are no TPM."""
-    if not trip.board.has(Ownership, trip.options.place):
+    """Owner auth, which making a key persistent in a TPM needs; EMPTY where there is no TPM."""
+    if not trip.board.has(Ownership):
         return EMPTY
     ownership = trip.need(Ownership)
     owner = auth(trip, Hierarchy.OWNER, ownership.state(trip.call))
@@ -126,6 +153,27 @@ def _owner(trip: Trip) -> Secret:
     if owner != EMPTY and not ownership.proves(trip.call, current_ek(trip), Hierarchy.OWNER, owner):
         raise AlreadyOwned("owner auth is set, and not to the value on record")
     return owner
+
+
+class InitialAttestationKey(Action):
+    """The TPM has the TCG's IAK at its handle. It has no certificate of its own: the transcript names it."""
+
+    name = "iak"
+    seconds = KEY_SECONDS
+
+    def probe(self, trip: Trip) -> Facts | None:
+        there = trip.need(IdentityKeys, trip.options.place).iak(trip.call)
+        if there is None:
+            return None
+        recorded = trip.recorded("certificate.iak").get("iak_public")
+        if there != recorded and (recorded is not None or not trip.ours("certificate.iak")):
+            raise KeyConflict(
+                "a key that this station did not make is in the initial attestation key's place"
+            )
+        return {"iak_public": there}
+
+    def apply(self, trip: Trip) -> None:
+        trip.need(IdentityKeys, trip.options.place).make_iak(trip.call, _owner(trip))
 
 
 class Residency(Look):
@@ -143,11 +191,11 @@ class Residency(Look):
             raise ResidencyUnproven(
                 "the key's attributes do not say that it was made in this TPM and can't leave it"
             )
-        credential, nonce = trip.desk.credential("device-key", ek.public, key.public, None)
+        ak = prove_attestation_key(trip, AkKind.IAK) if trip.options.iak else trip.octets("ak_public")
+        credential, nonce = trip.desk.credential(DEVICE_KEY, ek.public, key.public, None)
         secret = tpm.activate(trip.call, ek, key.public, credential)
-        certified = tpm.certify(trip.call, trip.octets("ak_public"), key.public, nonce)
-        trip.desk.proven(secret, certified)
-        return {"key_attested_by": trip.octets("ak_public")}
+        trip.desk.proven(secret, tpm.certify(trip.call, ak, key.public, nonce))
+        return {"key_attested_by": ak}
 
 
 class Issue(Action):
@@ -188,24 +236,32 @@ def _check_csr(csr: bytes, expected: bytes, registration_id: str) -> None:
 
 
 class Install(Action):
-    """The device has its chain, read back octet by octet."""
+    """The device has its chain in each place that the recipe names, read back octet by octet."""
 
     name = "install"
     seconds = 60.0
 
     def probe(self, trip: Trip) -> Facts | None:
         wanted = trip.octets_list("certificate_chain")
-        found = list(trip.need(CertificateStore, trip.options.install).installed(trip.call))
-        return _installed(trip, wanted) if found == wanted else None
+        for role in trip.options.stores:
+            if list(trip.need(CertificateStore, role).installed(trip.call)) != wanted:
+                return None
+        return {
+            "certificate_sha256": hashlib.sha256(wanted[0]).digest(),
+            "certificate_roles": list(trip.options.stores),
+        }
 
     def apply(self, trip: Trip) -> None:
-        trip.need(CertificateStore, trip.options.install).install(
-            trip.call, trip.octets_list("certificate_chain")
-        )
-
-
-def _installed(trip: Trip, chain: list[bytes]) -> Facts:
-    return {"certificate_sha256": hashlib.sha256(chain[0]).digest(), "certificate_role": trip.options.install}
+        wanted = trip.octets_list("certificate_chain")
+        for role in trip.options.stores:
+            store = trip.need(CertificateStore, role)
+            if list(store.installed(trip.call)) == wanted:
+                continue
+            if trip.board.has(Ownership, role):
+                _owner(
+                    trip
+                )  # NV of an owned TPM is written with the owner auth, which has to have held in this visit
+            store.install(trip.call, wanted)
 
 
 class Prove(Look):
@@ -225,7 +281,8 @@ def _actions(options: Options) -> tuple[Action, ...]:
     resident: tuple[Action, ...] = (Residency(),) if options.place == "tpm" else ()
     match options.source:
         case "issue":
-            return (Key(), *resident, Issue(), Install(), Prove())
+            iak: tuple[Action, ...] = (InitialAttestationKey(),) if options.iak else ()
+            return (Key(), *iak, *resident, Issue(), Install(), Prove())
         case "pool":
             return (PresentKey(), *resident, Draw(), Install(), Prove())
         case _:
@@ -233,7 +290,9 @@ def _actions(options: Options) -> tuple[Action, ...]:
 
 
 def _needs(options: Options) -> tuple[Need, ...]:
-    needs: list[Need] = [(KeyPlace, options.place), (CertificateStore, options.install)]
+    needs: list[Need] = [(KeyPlace, options.place), *((CertificateStore, role) for role in options.stores)]
+    if options.iak or options.template != "hallmark":
+        needs.append((IdentityKeys, options.place))
     if options.place == "tpm":
         needs.append((KeyAttestation, "tpm"))
     return tuple(needs)

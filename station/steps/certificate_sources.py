@@ -57,7 +57,7 @@ class Adopt(Look):
     name = "adopt"
 
     def probe(self, trip: Trip) -> Facts:
-        chain = list(trip.need(CertificateStore, trip.options.install).installed(trip.call))
+        chain = list(trip.need(CertificateStore, trip.options.stores[0]).installed(trip.call))
         if not chain:
             raise CredentialError(
                 "the device holds no certificate, where this recipe expects one that it came with",
@@ -70,5 +70,5 @@ class Adopt(Look):
             "certificate_chain": chain,
             "certificate_source": f"{trip.options.source}:{lot}" if lot else trip.options.source,
             "certificate_sha256": hashlib.sha256(chain[0]).digest(),
-            "certificate_role": trip.options.install,
+            "certificate_roles": list(trip.options.stores[:1]),
         }

@@ -88,9 +88,13 @@ class Certificate(Look):
     def probe(self, trip: Trip) -> Facts:
         if "certificate_chain" not in trip.facts:
             return {}
-        store = trip.need(CertificateStore, trip.text("certificate_role"))
-        if list(store.installed(trip.call)) != trip.octets_list("certificate_chain"):
-            raise PossessionUnproven("the device does not have the certificate that was installed")
+        for role in trip.words("certificate_roles"):
+            if list(trip.need(CertificateStore, role).installed(trip.call)) != trip.octets_list(
+                "certificate_chain"
+            ):
+                raise PossessionUnproven(
+                    f"the device does not have the certificate that was installed ({role!r})"
+                )
         return {}
 
 

@@ -46,6 +46,8 @@ class Options(Struct, frozen=True):
     ek: Annotated[Literal["rsa2048", "p256", "any"], Meta(description="'rsa2048', 'p256' or 'any'")] = (
         "rsa2048"
     )
+    known: bool = False
+    """The EK was judged in the pass that the recipe's `after` names: here its TPM only shows that it has it."""
     replace_persisted: bool = False
     """Whether another key at 0x81010001 is evicted for the right EK: whoever put it there loses it."""
 
@@ -54,6 +56,10 @@ class Options(Struct, frozen=True):
         return Rules(self.ek, self.policy.certificate, self.replace_persisted)
 
     def __post_init__(self) -> None:
+        if self.known and (self.ek_trust, self.ek_certificate) != (None, None):
+            raise ValueError(
+                "a known EK was judged in an earlier pass; expected no ek_trust or ek_certificate here"
+            )
         if self.ek_trust is not None and self.ek_certificate is not None:
             raise ValueError(
                 "ek_trust and ek_certificate say the same: expected one of them"
@@ -82,10 +88,7 @@ class EndorsementKeyLook(Look):
     seconds = DERIVE_SECONDS
 
     def probe(self, trip: Trip) -> Facts:
-        tpm = trip.need(EndorsementIdentity)
-        about = tpm.describe(trip.call)
-        if about.software and not trip.about.bench:
-            raise SoftwareTpmRefused(f"this board's TPM is a software TPM ({quote(about.vendor)})")
+        described = tpm_facts(trip)
         report, choice = reconciled(trip)
         ek = choice.ek
         vouched = trip.desk.judge_ek(ek, report.chain)
@@ -100,8 +103,7 @@ class EndorsementKeyLook(Look):
             "ek_candidates": choice.lines(),
             "ek_evict": choice.evict.public if choice.evict else None,
             "registration_id": registration_id(ek.public, trip.options.registration_id),
-            "tpm": f"{about.manufacturer} {about.vendor} {about.firmware}",
-            "tpm_software": about.software,
+            **described,
         }
 
 
@@ -112,6 +114,43 @@ def reconciled(trip: Trip) -> tuple[EndorsementReport, Choice]:
     while isinstance(found := choose(report, trip.options.rules), Derive):
         report = tpm.derive(trip.call, found.template)
     return report, found
+
+
+class KnownEndorsementKeyLook(Look):
+    """The EK that an earlier pass has judged, read at its handle: quick, since its certificate isn't asked for again.
+
+    That the unit is known by it and has passed that pass is the station's to say, when the visit joins.
+    """
+
+    name = "known-endorsement-key"
+    seconds = DERIVE_SECONDS
+
+    def probe(self, trip: Trip) -> Facts:
+        tpm = trip.need(EndorsementIdentity)
+        described = tpm_facts(trip)
+        ek = tpm.persisted(trip.call)
+        if ek is None:
+            ek = reconciled(trip)[1].ek
+        return {
+            "ek_public": ek.public,
+            "ek_name": ek.name,
+            "ek_template": ek.template,
+            "ek_origin": ek.origin.value,
+            "ek_handle": ek.handle,
+            "registration_id": registration_id(ek.public, trip.options.registration_id),
+            **described,
+        }
+
+
+def tpm_facts(trip: Trip) -> Facts:
+    """What the TPM says it is; SoftwareTpmRefused for a software TPM outside bench mode, before anything else."""
+    about = trip.need(EndorsementIdentity).describe(trip.call)
+    if about.software and not trip.about.bench:
+        raise SoftwareTpmRefused(f"this board's TPM is a software TPM ({quote(about.vendor)})")
+    return {
+        "tpm": f"{about.manufacturer} {about.vendor} {about.firmware}",
+        "tpm_software": about.software,
+    }
 
 
 class AttestationKeyLook(Look):
@@ -184,8 +223,8 @@ STEP = Step(
     use="tpm-identity",
     summary="read the EK and its certificate, prove residency, join the unit",
     options=Options,
-    actions=lambda _options: (
-        EndorsementKeyLook(),
+    actions=lambda options: (
+        KnownEndorsementKeyLook() if options.known else EndorsementKeyLook(),
         AttestationKeyLook(),
         Join(),
         Clear(),

@@ -264,6 +264,10 @@ class Store:
         """Chains of a lot that no unit has yet."""
         return self._readers.read(lambda db: stock.free_chains(db, lot, limit))
 
+    def require_pass(self, kind: str, value: str, sku: str, wanted: str) -> None:
+        """PassMissing unless the unit with this strong identifier has passed `wanted`."""
+        self._readers.read(lambda db: visits.require_pass(db, kind, value, sku, wanted))
+
     def record_attestation(self, visit: str, transcript: bytes) -> None:
         """Keeps what was proven of the unit's TPM keys (JSON of `station.attestation.Transcript`)."""
         self._write(attestations.record, visit, transcript)

@@ -11,7 +11,16 @@ from typing import Final
 import apsw
 import msgspec
 
-from hal.errors import MESSAGE_LIMIT, Aborted, Outcome, ProtocolViolation, Quarantined, StationError, quote
+from hal.errors import (
+    MESSAGE_LIMIT,
+    Aborted,
+    Outcome,
+    PassMissing,
+    ProtocolViolation,
+    Quarantined,
+    StationError,
+    quote,
+)
 from station.messages import Facts
 from station.store import audit, orders
 
@@ -156,6 +165,20 @@ def _packed(facts: Facts) -> bytes:
     if len(packed) > FACTS_LIMIT:
         raise ProtocolViolation(f"facts of {len(packed)} octets are over the limit of {FACTS_LIMIT}")
     return packed
+
+
+def require_pass(db: apsw.Connection, kind: str, value: str, sku: str, wanted: str) -> None:
+    """PassMissing unless the unit with this strong identifier has a visit of that pass that ended in PASS."""
+    found = db.execute(
+        "SELECT 1 FROM identifiers JOIN visits USING (unit)"
+        " WHERE kind = ? AND value = ? AND strong = 1 AND sku = ? AND recipe_pass = ? AND outcome = 'PASS'",
+        (kind, value, sku, wanted),
+    ).get
+    if found is None:
+        raise PassMissing(
+            f"this board ({kind} {value[:20]}...) is not on record as having passed {quote(wanted)}, which this recipe"
+            " comes after"
+        )
 
 
 def facts_of(db: apsw.Connection, unit: str) -> dict[str, Facts]:

@@ -87,6 +87,7 @@ def serve(link: Link[messages.StationSays], visit: messages.Visit, registry: Reg
         board=Bindings(),
         desk=desk,
         call=Call(cancel=cancel),
+        inherits=frozenset(visit.inherits),
     )
     with BoardPlace(desk, visit, registry) as place:
         runner = Runner(trip, desk, place, desk)

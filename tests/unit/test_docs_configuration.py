@@ -37,6 +37,7 @@ SECTIONS: dict[str, Any] = {
     "Recipes": recipe.RecipeFile,
     "[subject]": profiles.SubjectSection,
     "[validity]": profiles.ValiditySection,
+    "[key]": profiles.KeySection,
     "[extensions]": profiles.ExtensionsSection,
     **{name: step.options for name, step in STEPS.items()},
 }

@@ -201,3 +201,86 @@ def test_a_warning_is_printed_and_told_to_scripts_and_is_no_error(
 )
 def test_a_waiver_needs_a_reason_and_copies_need_media(tmp_path: Path, text: str, key: str) -> None:
     assert key in str(refusal(tmp_path, HEAD + IDENTITY + OWNERSHIP + text + ENROLL))
+
+
+# --- passes that come one after the other ------------------------------------------------------------------------
+
+INCOMING = 'pass = "incoming"\n' + HEAD + IDENTITY
+KNOWN = IDENTITY + "known = true\n"
+
+
+def with_incoming(tmp_path: Path, incoming: str, final: str) -> Recipe:
+    load(tmp_path, HEAD + IDENTITY)
+    (tmp_path / "etc/hallmark/recipes/in.toml").write_text(incoming)
+    return load(tmp_path, final)
+
+
+def test_what_an_earlier_pass_gave_needs_no_step_of_its_own(tmp_path: Path) -> None:
+    final = 'after = "incoming"\n' + HEAD + KNOWN + CERTIFICATE + ENROLL
+    found = with_incoming(tmp_path, INCOMING + OWNERSHIP, final)
+    assert found.after == "incoming"
+    assert found.inherits == ("tpm-identity", "tpm-ownership")
+    assert found.knows_ek()
+    assert found.ek_policy() is None
+
+
+@pytest.mark.parametrize(
+    ("incoming", "final", "line", "said"),
+    [
+        (INCOMING, 'after = "intake"\n' + HEAD + KNOWN, 1, "is in no recipe; expected an earlier pass"),
+        (INCOMING, 'after = "final"\n' + HEAD + KNOWN, 1, "comes after this one"),
+        ('after = "final"\n' + INCOMING, 'after = "incoming"\n' + HEAD + KNOWN, 1, "comes after this one"),
+        (INCOMING, 'after = "incoming"\n' + HEAD + CERTIFICATE, 4, "needs ak_public, ek_name, ek_public"),
+        (INCOMING, HEAD + KNOWN, 5, "no earlier pass has judged the EK"),
+        (INCOMING, HEAD + CERTIFICATE, 3, "from an earlier step, or from an earlier pass that `after` names"),
+        (
+            INCOMING,
+            'after = "incoming"\n' + HEAD + KNOWN + 'ek_trust = "none"\n',
+            4,
+            "judged in an earlier pass",
+        ),
+        (
+            INCOMING + 'ek_trust = "none"\n',
+            'after = "incoming"\n' + HEAD + KNOWN + OWNERSHIP,
+            7,
+            'untrusted_ek = "accept"',
+        ),
+    ],
+)
+def test_a_pass_that_does_not_fit_the_one_before_it_is_refused_with_its_line(
+    tmp_path: Path, incoming: str, final: str, line: int, said: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        with_incoming(tmp_path, incoming, final)
+    found = [caught.value, *caught.value.others]
+    assert any(said in error.problem for error in found), [error.problem for error in found]
+    assert line in {error.line for error in found if said in error.problem}, [str(error) for error in found]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ('install = ["link", "link"]\n', "names a role twice"),
+        ("install = []\n", "array of 1 to 4 roles"),
+        ('install = ["link", "cloud"]\n', "CertificateStore by role 'cloud'"),
+        ('template = "tcg-idevid"\nkey = "rsa2048"\n', "P-256"),
+        ('iak = true\nplace = "link"\n', "made in a TPM"),
+        ('template = "idevid"\n', "'hallmark' or 'tcg-idevid'"),
+    ],
+)
+def test_options_of_the_certificate_step_that_do_not_fit_are_refused(
+    tmp_path: Path, options: str, said: str
+) -> None:
+    found = refusal(tmp_path, HEAD + IDENTITY + OWNERSHIP + CERTIFICATE + options)
+    assert any(said in problem for _line, _key, problem in found), found
+
+
+def test_a_certificate_may_go_to_several_places(tmp_path: Path) -> None:
+    text = HEAD + IDENTITY + OWNERSHIP + CERTIFICATE + 'install = ["link", "tpm"]\niak = true\n'
+    options = load(tmp_path, text).steps[-1].options
+    assert options.stores == ("link", "tpm")
+    assert [action.name for action in load(tmp_path, text).steps[-1].actions][:3] == [
+        "key",
+        "iak",
+        "residency",
+    ]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -24,11 +25,15 @@ from hal.errors import (
     DuplicateKey,
     KeyMissing,
     ProfileViolation,
+    ProtocolViolation,
+    ResidencyUnproven,
     StationError,
     TokenAbsent,
 )
 from hal.types import KeyType, TokenCondition, TokenState
+from station.attestation import from_json, to_json
 from station.messages import SignRequest
+from station.nest.attesting import Attesting
 from station.signer import ledger
 from station.signer.authority import Authority
 from station.signer.ceremony import ISSUING_DAYS, bench_authority
@@ -37,6 +42,7 @@ from station.signer.generations import Generations
 from station.signer.issuing import CLOCK_TOLERANCE, RELEASED, Issuer
 from station.signer.profiles import load_profile, load_profiles
 from tests.fixtures_signer import REPOSITORY, device_csr, sign_request
+from tests.tpm_parts import SoftTpm
 
 NOW = dt.datetime(2027, 3, 1, 12, tzinfo=dt.UTC)
 PROFILES = REPOSITORY / "config/profiles"
@@ -335,6 +341,7 @@ def test_the_shipped_profiles_load_and_are_what_their_names_say() -> None:
         "client-p256": KeyType.P256,
         "client-rsa2048": KeyType.RSA2048,
         "idevid-p256": KeyType.P256,
+        "idevid-tpm-p256": KeyType.P256,
     }
     # A unit may lie a year in a warehouse: each leaves at least half a year after that.
     assert min(profile.file.validity.minimum_days for profile in found.values()) >= 365 + 180
@@ -410,3 +417,48 @@ def test_a_ledger_is_durable_as_promised(tmp_path: Path) -> None:
         db: apsw.Connection = book._db
         assert db.execute("PRAGMA synchronous").get == 3  # EXTRA
         assert db.execute("PRAGMA journal_mode").get == "wal"
+
+
+# --- what was proven of the key ---------------------------------------------------------------------------------
+
+
+def attested(tpm: SoftTpm) -> bytes:
+    """The transcript of a visit in which that TPM has shown its EK and its device key."""
+    attesting = Attesting()
+    tpm.show_ek(attesting)
+    tpm.show_key(attesting)
+    return to_json(attesting.proven_transcript())
+
+
+def test_a_transcript_is_checked_before_the_intent_and_kept_with_it(desk: Desk) -> None:
+    tpm = SoftTpm()
+    request = sign_request("7", tpm.device_key)
+    transcript = attested(tpm)
+    desk.issue(msgspec.structs.replace(request, attestation=transcript))
+    assert desk.book.attestation("7") == transcript
+    other = sign_request("8", SoftTpm(2).device_key)
+    forged = from_json(attested(SoftTpm(2)))
+    certification = forged.certification
+    assert certification is not None
+    forged = msgspec.structs.replace(
+        forged,
+        certification=msgspec.structs.replace(certification, signature=certification.signature[:-1] + b"\0"),
+    )
+    for wrong, said in ((transcript, "not the one to be certified"), (to_json(forged), "does not hold")):
+        with pytest.raises(ResidencyUnproven, match=said):
+            desk.issue(msgspec.structs.replace(other, attestation=wrong))
+    with pytest.raises(ProtocolViolation):
+        desk.issue(msgspec.structs.replace(other, attestation=b"{}"))
+    assert desk.book.counts() == (1, 0), "no intent was written"
+
+
+def test_a_profile_for_resident_keys_wants_the_proof(desk: Desk) -> None:
+    profile = desk.profiles / "idevid-p256.toml"
+    profile.write_text(profile.read_text() + "\n[key]\nresident = true\n")
+    tpm = SoftTpm(3)
+    request = sign_request("9", tpm.device_key)
+    with pytest.raises(ProfileViolation, match="nothing was shown"):
+        desk.issue(request)
+    assert desk.book.counts() == (0, 0)
+    chain = desk.issue(msgspec.structs.replace(request, attestation=attested(tpm)))
+    assert desk.issue(request) == chain, "what was issued is given again"

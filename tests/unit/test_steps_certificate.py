@@ -36,7 +36,7 @@ def test_a_blank_board_gets_a_key_a_certificate_and_proves_it() -> None:
         *("begin certificate.install", "install", "done certificate.install"),
         "finish certificate.prove",
     )
-    assert visit.stage.facts["certificate.install"]["certificate_role"] == "link"
+    assert visit.stage.facts["certificate.install"]["certificate_roles"] == ["link"]
 
 
 def test_a_unit_that_comes_back_keeps_key_and_certificate() -> None:

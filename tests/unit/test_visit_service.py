@@ -75,9 +75,13 @@ class FakeJudge:
 class Watcher:
     def __init__(self) -> None:
         self.verdicts: list[Problem | None] = []
+        self.software = False
 
     def joined(self, unit: messages.Unit) -> None:
         del unit
+
+    def software_tpm(self) -> None:
+        self.software = True
 
     def progress(self, message: messages.Progress) -> None:
         del message
