@@ -20,7 +20,8 @@ from hal.driver import Bindings
 from hal.interfaces import KeyAttestation
 from hal.types import AkKind, Certified, Credential, DeviceKey, EndorsementKey
 from station import messages
-from station.nest.attesting import ATTESTATION_KEY, DEVICE_KEY, Attesting
+from station.messages.worker import ATTESTATION_KEY, DEVICE_KEY
+from station.nest.attesting import Attesting
 from tests.fixtures_tpm import lasting
 
 EK, AK, KEY = 0x000300B2, 0x00050472, 0x00040472

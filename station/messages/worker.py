@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
@@ -231,10 +231,15 @@ class Auths(Struct, frozen=True, tag="auths"):
         return f"Auths({sorted(self.auths)})"
 
 
+ATTESTATION_KEY: Final = "attestation-key"
+DEVICE_KEY: Final = "device-key"
+"""What a credential is asked for."""
+
+
 class AskCredential(Struct, frozen=True, tag="ask-credential"):
     """A credential for this EK and this key (TPM2B_PUBLIC each). Reply `Credential`.
 
-    Purposes are those of `station.nest.attesting`. `ek_certificate`: DER, for the transcript, or empty.
+    `purpose`: ATTESTATION_KEY or DEVICE_KEY. `ek_certificate`: DER, for the transcript, or empty.
     """
 
     purpose: Name

@@ -25,10 +25,9 @@ from station.attestation import (
     check_ek,
 )
 from station.credential import SECRET_LENGTH, MadeCredential, make_credential
+from station.messages.worker import ATTESTATION_KEY, DEVICE_KEY
 from station.tpm_structures import PublicArea, public_area
 
-ATTESTATION_KEY: Final = "attestation-key"
-DEVICE_KEY: Final = "device-key"
 MOST_CHALLENGES: Final = 64
 """In one visit: more is no retrying any more."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hal.interfaces import KeyAttestation
 from hal.types import AkKind
 from station.action import Trip
-from station.nest.attesting import ATTESTATION_KEY
+from station.messages.worker import ATTESTATION_KEY
 from station.steps.current_ek import current_ek
 
 

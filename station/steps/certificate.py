@@ -27,7 +27,7 @@ from hal.secret import EMPTY, Secret
 from hal.types import AkKind, Hierarchy, KeyType
 from station.action import Action, Look, Need, Step, Trip
 from station.messages import Facts
-from station.nest.attesting import DEVICE_KEY
+from station.messages.worker import DEVICE_KEY
 from station.signature import spki, verify_signature
 from station.steps.attest import prove_attestation_key
 from station.steps.certificate_sources import Adopt, Draw, PresentKey

@@ -10,11 +10,11 @@ import os
 import signal
 import sys
 
-from tests.bench import durable, idle, signing, trip, uploading
+from tests.bench import attestation, durable, idle, signing, trip, uploading
 from tests.bench.rig import rig
 from tests.bench.table import Row, as_json, text
 
-PARTS = ("durable", "idle", "signing", "upload", "trip")
+PARTS = ("durable", "attestation", "idle", "signing", "upload", "trip")
 NESTS = (1, 4, 8)
 FAST, SLOW = 921600, 115200
 
@@ -40,6 +40,8 @@ def main() -> int:
         print(f"{os.cpu_count()} processors, load before the start {load:.1f}\n", flush=True)
     if "durable" in parts:
         show("Durable steps", durable.run(0.5 if quick else 3.0))
+    if "attestation" in parts:
+        show("EK and key attestation", attestation.run(5 if quick else 25))
     if "upload" in parts:
         show("Upload", uploading.run(200 if quick else 1000))
     if parts & {"idle", "signing", "trip"}:

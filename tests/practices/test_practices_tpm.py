@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
+from hal.errors import SoftwareTpmRefused
+from station.recipe import PlannedStep
+from station.steps import tpm_identity
 from tests.fixtures_line import Bench, bench_line
+from tests.fixtures_tpm import Recorder, lasting
+from tests.runner_parts import Stage
 
 HEAD = """
 sku = "gw-200"
@@ -164,3 +169,17 @@ def test_row_19_a_software_tpm_is_named_on_every_record_of_a_bench(bench: Bench,
     assert queued["enrollment"]["tags"]["tpm"] == "software"
     facts = queued["archive"]["facts"]
     assert facts["tpm-identity.endorsement-key"]["tpm_software"] is True
+
+
+def test_row_19_in_production_a_software_tpm_is_refused_before_anything_is_asked_of_it(
+    line: Recorder,
+) -> None:
+    for options in (tpm_identity.Options(), tpm_identity.Options(known=True)):
+        with line.visit() as board:
+            stage = Stage(board)
+            with pytest.raises(SoftwareTpmRefused, match="software TPM") as found:
+                stage.run(
+                    PlannedStep(tpm_identity.STEP, options), trip=stage.trip(bench=False, call=lasting())
+                )
+        assert "bench mode only" in found.value.hint
+        assert not any(said.startswith(("judge", "credential", "join")) for said in stage.said)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hal.errors import EkMismatch, HallmarkError, ProtocolViolation, ResidencyUnproven
 from station import messages
 from station.attestation import Transcript, check_offline, checks, failure, from_json, to_json
-from station.nest.attesting import ATTESTATION_KEY, DEVICE_KEY, MOST_CHALLENGES, Attesting
+from station.messages.worker import ATTESTATION_KEY, DEVICE_KEY
+from station.nest.attesting import MOST_CHALLENGES, Attesting
 from station.tpm_structures import certify_info, public_area
 from tests.tpm_parts import AK, EK, KEY, SoftTpm
 

@@ -12,25 +12,27 @@ from typing import Any, cast
 import msgspec
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from hal.errors import DeviceGone, EkUntrusted, HallmarkError, ProtocolViolation, TokenAbsent
 from hal.secret import Secret
 from station import messages
+from station.attestation import check_offline, from_json, to_json
 from station.images import ImageStore
 from station.nest.service import Services, VisitService
 from station.recipe import PlannedStep, Recipe
 from station.signer_client import SignerClient
 from station.steps import STEPS
 from station.store import Store
+from station.tpm_structures import public_area
 from station.trust.judge import Judge
 from station.trust.policy import EkPolicy, EkTrust
 from station.trust.verdict import Verdict
 from station.wire import LENGTH, Link, Problem
 from tests.store_parts import SKU, enrollment, plug
-from tests.tpm_parts import SoftTpm, name
+from tests.tpm_parts import EK, SoftTpm, name
 
 
 def ek_name(board: int) -> bytes:
@@ -46,6 +48,11 @@ class FakeSigner:
     def __init__(self) -> None:
         self.kept: dict[bytes, tuple[bytes, bytes]] = {}
         self.error: HallmarkError | None = None
+        self.requests: list[messages.SignRequest] = []
+
+    def issue(self, request: messages.SignRequest) -> list[bytes]:
+        self.requests.append(request)
+        raise TokenAbsent("pulled")
 
     def wrap(self, context: bytes, plain: Secret, key: str = "") -> bytes:
         if self.error:
@@ -360,3 +367,108 @@ def test_a_failure_keeps_its_code_message_and_hint(talk: Talk) -> None:
     visit = record["visits"][-1]
     assert (visit["outcome"], visit["code"], visit["message"]) == ("ABORTED", "DeviceGone", "unplugged")
     assert visit["hint"] == DeviceGone.default_hint
+
+
+# --- what has to be proven first --------------------------------------------------------------------------------
+
+
+def csr(key: ec.EllipticCurvePrivateKey, common_name: str = "board-1") -> bytes:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.DER)
+
+
+def show_key(talk: Talk, tpm: SoftTpm) -> object:
+    made = talk.ask(messages.AskCredential("device-key", tpm.ek, tpm.key))
+    secret = tpm.activate(tpm.key, made.id_object, made.encrypted_secret)
+    certified = tpm.certify(tpm.key, made.nonce)
+    return talk.ask(messages.Proven(secret, certified.attest, certified.signature))
+
+
+def test_a_worker_that_only_names_an_ek_joins_no_unit(talk: Talk) -> None:
+    talk.judge(1)
+    join = messages.Join("ek-name", ek_name(1).hex(), "board-1", [])
+    assert talk.refused(join) == "ResidencyUnproven"
+    talk.show_ek(2)
+    assert talk.refused(join) == "ResidencyUnproven", "another TPM's proof is none for this one"
+    assert talk.store.unit("board-1") is None
+
+
+def test_the_transcript_is_durable_with_the_unit_as_soon_as_it_has_joined(talk: Talk) -> None:
+    unit = talk.join()
+    record = talk.store.unit(unit.unit)
+    assert record is not None
+    assert record.attestation is not None
+    assert from_json(record.attestation).key is None
+    assert isinstance(show_key(talk, SoftTpm(1)), messages.Ok)
+    record = talk.store.unit(unit.unit)
+    assert record is not None
+    assert record.attestation is not None
+    full = from_json(record.attestation)
+    assert full.key is not None
+    check_offline(full, public_area(SoftTpm(1).key).spki)
+    talk.end()
+    talk.begin()
+    talk.join()
+    record = talk.store.unit(unit.unit)
+    assert record is not None
+    assert record.attestation == to_json(full), "a visit that proves less takes nothing away"
+
+
+def test_no_request_goes_to_the_signer_for_a_key_that_was_not_proven(talk: Talk) -> None:
+    talk.join()
+    tpm = SoftTpm(1)
+    assert talk.refused(messages.Issue("p", csr(tpm.device_key))) == "ResidencyUnproven"
+    assert isinstance(show_key(talk, tpm), messages.Ok)
+    other = ec.derive_private_key(99, ec.SECP256R1())
+    assert talk.refused(messages.Issue("p", csr(other))) == "ResidencyUnproven"
+    assert not talk.signer.requests
+    assert talk.refused(messages.Issue("p", csr(tpm.device_key))) == "TokenAbsent", (
+        "it got as far as the signer"
+    )
+    (request,) = talk.signer.requests
+    check_offline(from_json(request.attestation), public_area(tpm.key).spki)
+
+
+def test_one_ek_key_under_two_names_is_not_two_units(talk: Talk) -> None:
+    """The certificate vouches for the key; attributes and policy, which the Name covers too, are the board's word."""
+    talk.join(1)
+    talk.end()
+    talk.begin()
+    twin = SoftTpm(1, ek_attributes=EK | 0x40)
+    assert name(twin.ek) != ek_name(1)
+    talk.service._judged.add(name(twin.ek).hex())
+    assert isinstance(talk.ask(talk.answered(twin)), messages.Ok)
+    assert talk.refused(messages.Join("ek-name", name(twin.ek).hex(), "board-9", [])) == "IdentityConflict"
+
+
+def test_a_sealed_tpm_gets_the_endorsement_auth_and_nothing_else_before_its_proof(talk: Talk) -> None:
+    talk.join(1)
+    auths = {"endorsement": b"E" * 32, "lockout": b"L" * 32}
+    assert isinstance(talk.ask(messages.Protect(ek_name(1), auths)), messages.Ok)
+    talk.end()
+    talk.begin()
+    talk.judge(1)
+    join = messages.Join("ek-name", ek_name(1).hex(), "board-1", [], unproven=True)
+    assert isinstance(talk.ask(join), messages.Unit)
+    assert talk.ask(messages.Recover(ek_name(1))) == messages.Auths({"endorsement": b"E" * 32})
+    for forbidden in (
+        messages.Protect(ek_name(1), auths),
+        messages.Begin("certificate", "key"),
+        messages.Done("certificate", "key", {"key_spki": b"another's"}, False),
+        messages.Finish("enroll", "queue", {}, enrollment(1)),
+    ):
+        assert talk.refused(forbidden) == "ResidencyUnproven", forbidden
+    assert talk.refused(talk.answered(SoftTpm(2))) == "ResidencyUnproven"
+
+
+def test_after_the_late_proof_a_sealed_tpm_gets_all_of_its_auths(talk: Talk) -> None:
+    talk.join(1)
+    auths = {"endorsement": b"E" * 32, "lockout": b"L" * 32}
+    talk.ask(messages.Protect(ek_name(1), auths))
+    talk.end()
+    talk.begin()
+    talk.judge(1)
+    talk.ask(messages.Join("ek-name", ek_name(1).hex(), "board-1", [], unproven=True))
+    talk.show_ek(1)
+    assert talk.ask(messages.Recover(ek_name(1))) == messages.Auths(auths)
