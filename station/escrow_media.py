@@ -66,6 +66,11 @@ class Medium:
                 f"the escrow medium {self.folder} can't be written: {os.strerror(error.errno or 0)}"
             ) from error
 
+    def check(self) -> None:
+        """EscrowIncomplete when nothing could be kept there now. Writes nothing."""
+        with self._opened():
+            return
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
         try:

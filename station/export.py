@@ -97,9 +97,20 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         "tpm": tpm_of(record),
         "key": key_of(record),
         "ek_trust": record.ek_verdict and msgspec.to_builtins(record.ek_verdict),
-        "ownership": {"auths": auths if isinstance(auths, list) else []},
+        "ownership": {
+            "auths": auths if isinstance(auths, list) else [],
+            "platform": _fact(record, "platform"),
+            "platform_waiver": _fact(record, "platform_waiver"),
+            "field_client_knows": _fact(record, "field_client_knows"),
+            "warnings": _fact(record, "ownership_warnings"),
+        },
         "escrow": [
-            {"generation": item.generation, "hierarchies": item.hierarchies, "ek_name": item.ek_name.hex()}
+            {
+                "generation": item.generation,
+                "hierarchies": item.hierarchies,
+                "ek_name": item.ek_name.hex(),
+                "places": item.places,
+            }
             for item in record.escrows
         ],
         "certificate": certificate

@@ -11,14 +11,22 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from cryptography import x509
 
-from hal.errors import ConfigError, ConfigurationUntrusted, HallmarkError, PeerUnavailable
+from hal.errors import (
+    ConfigError,
+    ConfigurationUntrusted,
+    EscrowIncomplete,
+    HallmarkError,
+    PeerUnavailable,
+)
 from hal.types import TokenCondition
 from station.commands.config import no_roll_back
 from station.config import Configuration, load_configuration
+from station.escrow_media import Medium
 from station.images import ImageStore
 from station.paths import Paths
 from station.recipe import Recipe, load_recipe
@@ -62,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         _profiles,
         _ek_trust,
         _officers,
+        _media,
         _credentials,
     ]
     if not args.offline:
@@ -209,6 +218,18 @@ def _officers(configuration: Configuration) -> Iterator[Finding]:
         for certificate in load_file(configuration.path(name)):
             yield Finding("escrow officer", certificate.subject.rfc4514_string())
             yield from _dates("escrow officer", [certificate])
+
+
+def _media(configuration: Configuration) -> Iterator[Finding]:
+    """A medium that isn't there is no mistake: boards that need it wait for it."""
+    for text in configuration.file.escrow.media:
+        medium = Medium(Path(text), configuration.paths.state, configuration.bench)
+        try:
+            medium.check()
+        except EscrowIncomplete as error:
+            yield Finding("escrow medium", str(error), warning=True)
+        else:
+            yield Finding("escrow medium", text)
 
 
 def _dates(what: str, certificates: list[x509.Certificate]) -> Iterator[Finding]:

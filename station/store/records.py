@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import attestations, audit, certificates, decisions, identity, trust, visits
+from station.store import attestations, audit, certificates, decisions, escrow, identity, trust, visits
 from station.store.decisions import Decision
 from station.trust.verdict import Verdict
 
@@ -86,6 +86,8 @@ class EscrowRecord(Struct, frozen=True):
     hierarchies: list[str]
     sealed: bytes
     recorded_at: float
+    places: list[str] = []
+    """Where else the record is durable: second media."""
 
 
 class OutboxRecord(Struct, frozen=True):
@@ -287,7 +289,14 @@ def _escrows(db: apsw.Connection, name: str) -> list[EscrowRecord]:
         )
     )
     return [
-        EscrowRecord(ek_name, generation, _names.decode(hierarchies), sealed, recorded / 1000)
+        EscrowRecord(
+            ek_name,
+            generation,
+            _names.decode(hierarchies),
+            sealed,
+            recorded / 1000,
+            escrow.places(db, ek_name, generation),
+        )
         for ek_name, generation, hierarchies, sealed, recorded in reversed(rows)
     ]
 

@@ -215,6 +215,7 @@ def test_without_the_second_medium_nothing_is_set_and_with_it_the_board_goes_on_
     assert record is not None
     assert file.read_bytes() == record.escrows[-1].sealed
     assert [item["place"] for item in line.events("escrow-copied")] == [str(stick)]
+    assert record.escrows[-1].places == [str(stick)]
 
 
 # --- the key that wraps resume copies ---------------------------------------------------------------------------

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from hal.errors import EscrowIncomplete, PeerUnavailable, TokenAbsent
+from hal.errors import ConfigError, EscrowIncomplete, PeerUnavailable, TokenAbsent
 from hal.secret import Secret
 from station import escrow_media
+from station.commands import check
+from station.config import load_configuration
 from station.escrow_media import Medium
 from station.key_keeper import KeyKeeper
 from station.offered import LASTING, MOST, Offered
+from station.paths import Paths
 from station.store import Store
 from tests import store_parts as parts
 
@@ -230,3 +233,54 @@ def test_an_offer_serves_one_visit_and_not_for_ever() -> None:
     assert not offered.waits(parts.ek_name(0))
     assert offered.waits(parts.ek_name(MOST))
     assert "l" * 32 not in repr(vars(offered))
+
+
+# --- configuration ----------------------------------------------------------------------------------------------
+
+STATION = """
+[station]
+name = "s"
+mode = "bench"
+drivers = ["pkcs11"]
+[signer]
+settings = {{ module = "/m.so", token = "t" }}
+{signer}
+[escrow]
+media = {media}
+"""
+
+
+@pytest.mark.parametrize(
+    ("signer", "media", "key"),
+    [
+        ("", '["media"]', "escrow.media[0]"),
+        ("", '["/media/../etc"]', "escrow.media[0]"),
+        ("", '["/media/a", "/media/a"]', "escrow.media[1]"),
+        ('ca_key = "resume-1"', "[]", "signer.ca_key"),
+        ('canary_key = "resume"', "[]", "signer.canary_key"),
+        ('wrap_key = "issuing"', "[]", "signer.ca_key"),
+    ],
+)
+def test_media_and_labels_that_can_not_be_are_refused_where_they_stand(
+    tmp_path: Path, signer: str, media: str, key: str
+) -> None:
+    paths = Paths(tmp_path)
+    paths.configuration.parent.mkdir(parents=True)
+    paths.configuration.write_text(STATION.format(signer=signer, media=media))
+    with pytest.raises(ConfigError) as refused:
+        load_configuration(paths)
+    assert refused.value.key == key
+    assert refused.value.line
+
+
+def test_check_says_which_medium_is_not_there(tmp_path: Path) -> None:
+    paths = Paths(tmp_path)
+    paths.configuration.parent.mkdir(parents=True)
+    (tmp_path / "stick").mkdir()
+    text = STATION.format(signer="", media=f'["{tmp_path}/stick", "{tmp_path}/away"]')
+    paths.configuration.write_text(text)
+    found = list(check._media(load_configuration(paths)))
+    assert [(item.warning, item.what) for item in found] == [
+        (False, "escrow medium"),
+        (True, "escrow medium"),
+    ]
