@@ -80,7 +80,7 @@ def read_leaf(der: bytes) -> Leaf:
         certificate = x509.load_der_x509_certificate(der)
         key = certificate.public_key()
         names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        encoded = spki(key)
+        encoded, issuer = spki(key), certificate.issuer.public_bytes()
     except (*UNREADABLE, CredentialError) as error:
         raise CertificateUntrusted(f"the certificate can't be read: {quote(error)}") from error
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < LEAST_RSA_BITS:
@@ -96,7 +96,7 @@ def read_leaf(der: bytes) -> Leaf:
         encoded,
         hashlib.sha256(encoded).digest(),
         name if isinstance(name, str) else name.decode("ascii", "backslashreplace"),
-        certificate.issuer.public_bytes(),
+        issuer,
         f"{certificate.serial_number:x}",
     )
 
