@@ -97,8 +97,8 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         "tpm": tpm_of(record),
         "key": key_of(record),
         "ek_trust": record.ek_verdict and msgspec.to_builtins(record.ek_verdict),
-        "ownership": {
-            "auths": auths if isinstance(auths, list) else [],
+        "ownership": {"auths": auths if isinstance(auths, list) else []},
+        "custody": {
             "platform": _fact(record, "platform"),
             "platform_waiver": _fact(record, "platform_waiver"),
             "field_client_knows": _fact(record, "field_client_knows"),

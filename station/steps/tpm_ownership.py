@@ -119,8 +119,6 @@ class EscrowCopies(Look):
     repeatable = False
 
     def probe(self, trip: Trip) -> Facts:
-        if trip.options.escrow_copies == 1 or not trip.options.wanted:
-            return {}
         return {"escrow_copies": trip.desk.copy_escrow(trip.octets("ek_name"))}
 
 
@@ -252,9 +250,8 @@ def _actions(options: Options) -> tuple[Action, ...]:
         Hierarchy.LOCKOUT: LockoutAuth,
     }
     auths = [make for hierarchy, make in changes.items() if hierarchy in options.wanted]
-    return tuple(
-        make() for make in (Escrow, EscrowCopies, Srk, DictionaryAttack, *auths, Platform, NothingBeyond)
-    )
+    copies = [EscrowCopies] if options.escrow_copies > 1 and auths else []
+    return tuple(make() for make in (Escrow, *copies, Srk, DictionaryAttack, *auths, Platform, NothingBeyond))
 
 
 def warnings(options: Options) -> Warnings:

@@ -168,7 +168,7 @@ def test_a_recipe_is_shown_step_by_step(bench: Layout) -> None:
     done = hallmark(bench, "recipe", "show")
     assert done.returncode == 0
     assert "3. tpm-ownership: escrow and set the auths, make the SRK" in done.stdout
-    assert "escrow, srk, dictionary-attack, lockout-auth, state" in done.stdout
+    assert "escrow, srk, dictionary-attack, lockout-auth, platform, state" in done.stdout
 
 
 def test_drivers_are_listed_and_only_named_ones_loaded(bench: Layout) -> None:
