@@ -1,4 +1,4 @@
-"""What every Ownership promises: `check(open_device)`, against a TPM that nobody owns; it is owned afterwards.
+"""What every Ownership and Custody promise: `check(open_device)`, on a TPM that nobody owns; it is owned afterwards.
 
 The values that the check sets are given back, so that a caller with a wire log can search it for them.
 """
@@ -10,7 +10,7 @@ from functools import partial
 from hal.call import Call
 from hal.conformance.endorsement_identity import PATIENCE, Open, cancelled, chosen, name_of, raised
 from hal.errors import Aborted, AlreadyOwned, TpmError
-from hal.interfaces import EndorsementIdentity, Ownership
+from hal.interfaces import Custody, EndorsementIdentity, Ownership
 from hal.secret import EMPTY, Secret
 from hal.types import EndorsementKey, Hierarchy, LockoutPolicy, SrkTemplate
 
@@ -38,7 +38,17 @@ def check(open_device: Open) -> dict[Hierarchy, Secret]:
         assert not state.disable_clear
         for hierarchy in (Hierarchy.OWNER, Hierarchy.ENDORSEMENT):
             assert ownership.proves(Call.lasting(PATIENCE), ek, hierarchy, auths[hierarchy])
+        _custody(device.get(Custody), ek, auths[Hierarchy.LOCKOUT])
+        assert ownership.state(Call.lasting(PATIENCE)) == state, "looking changes nothing and counts no try"
     return auths
+
+
+def _custody(custody: Custody, ek: EndorsementKey, lockout: Secret) -> None:
+    """What changes nothing. `clear` is left to the driver's own tests: it takes the EK's handle with it."""
+    assert custody.platform_open(Call.lasting(PATIENCE)) in (True, False)
+    custody.holds_ek(Call.lasting(PATIENCE), ek)
+    assert isinstance(raised(lambda: custody.holds_ek(cancelled(), ek)), Aborted)
+    assert custody.proves_lockout(Call.lasting(PATIENCE), ek, lockout)
 
 
 def _srk(ownership: Ownership, ek: EndorsementKey) -> None:

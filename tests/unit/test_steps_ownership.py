@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hal.call import Call
 from hal.driver import Bindings
-from hal.errors import AlreadyOwned, DeadlineExceeded, LockedOut, StoreUnavailable, TpmError
+from hal.errors import AlreadyOwned, DeadlineExceeded, LockedOut, PlatformOpen, StoreUnavailable, TpmError
 from hal.interfaces import Custody, Ownership
 from hal.secret import EMPTY, Secret
 from hal.types import EkOrigin, EndorsementKey, Hierarchy, LockoutPolicy, OwnershipState, SrkTemplate
@@ -148,8 +148,8 @@ class Case:
         )
         self.options = Options(auths=[name for name in NAMES if Hierarchy(name) in wanted])
 
-    def run(self) -> None:
-        trip = self.stage.trip()
+    def run(self, *, bench: bool = True) -> None:
+        trip = self.stage.trip(bench=bench)
         trip.unit = self.stage.unit
         trip.facts |= {
             "ek_public": b"ek",
@@ -290,6 +290,26 @@ def test_a_lockout_auth_that_somebody_set_after_our_escrow_is_never_tried() -> N
     with pytest.raises(AlreadyOwned, match="never began"):
         case.run()
     assert case.tpm.auths == case.before
+
+
+@pytest.mark.parametrize("bench", [True, False])
+@pytest.mark.parametrize("platform", [None, "closed", "waived"])
+@pytest.mark.parametrize("is_open", [True, False])
+def test_an_open_platform_hierarchy_is_refused_in_production_unless_it_is_waived_on_record(
+    bench: bool, platform: Literal["closed", "waived"] | None, is_open: bool
+) -> None:
+    case = Case(frozenset({LOCKOUT}))
+    case.tpm.open = is_open
+    reason = "firmware 2 closes it" if platform == "waived" else ""
+    case.options = msgspec.structs.replace(case.options, platform=platform, platform_reason=reason)
+    if is_open and (platform == "closed" or (platform is None and not bench)):
+        with pytest.raises(PlatformOpen):
+            case.run(bench=bench)
+        return
+    case.run(bench=bench)
+    facts = case.stage.facts["tpm-ownership.platform"]
+    waiver = {"platform": "open", "platform_waiver": reason or "bench mode"}
+    assert facts == (waiver if is_open else {"platform": "closed"})
 
 
 def test_which_auths_are_set_follows_from_the_enrollment() -> None:
