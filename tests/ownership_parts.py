@@ -18,9 +18,10 @@ from hal.call import Call
 from hal.driver import Bindings
 from hal.errors import HallmarkError, KeyMissing
 from hal.secret import Secret
-from hal.types import Enrollment
+from hal.types import Enrollment, TpmAttestation
 from station import messages
 from station.action import Circumstances, Trip
+from station.enrollment import to_json
 from station.escrow import EscrowRecord
 from station.escrow_media import Medium
 from station.escrow_opener import open_record
@@ -112,9 +113,12 @@ class Desk(StationDesk):
     def finish(self, step: str, action: str, facts: Facts, enrollment: Enrollment | None) -> None:
         del enrollment
         # A pass that only extracts the EK enrolls nothing.
-        self._ask(
-            messages.Finish(step, action, facts, b"{}" if step == "tpm-ownership" else b""), messages.Ok
-        )
+        content = b""
+        if step == "tpm-ownership":
+            ek, name = self._service._attesting.proven_ek, self._service._joined().registration_id
+            assert ek is not None
+            content = to_json(Enrollment(name, name, TpmAttestation(ek.octets)))
+        self._ask(messages.Finish(step, action, facts, content), messages.Ok)
 
     def enter(self, trip: Trip) -> None:
         self.leave()

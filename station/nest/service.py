@@ -20,13 +20,15 @@ from hal.errors import (
     EkMismatch,
     EkUntrusted,
     HallmarkError,
+    IdentityConflict,
     ProtocolViolation,
     ResidencyUnproven,
 )
-from hal.types import Hierarchy
+from hal.types import Hierarchy, TpmAttestation, X509Attestation, X509GroupAttestation
 from station import messages
 from station.archive import archive_record
 from station.attestation import to_json
+from station.enrollment import from_json
 from station.escrow_media import Medium
 from station.foreign import Terms
 from station.images import ImageStore
@@ -188,6 +190,8 @@ class VisitService:
         if message.kind == "ek-name" and not message.unproven:
             # The certificate vouches for the key alone: one key is one unit, whatever else the TPM says of its EK.
             claims.append(("ek-key", hashlib.sha256(self._proven_ek(message.value).spki).hexdigest()))
+        if message.unproven:
+            claims = []  # nobody has shown yet that this is the unit whose record they would change
         unit = self._services.store.join(
             self._visit, message.kind, message.value, message.registration_id, claims
         )
@@ -256,6 +260,7 @@ class VisitService:
             raise ResidencyUnproven(
                 "a unit can't pass whose TPM has not shown that it has its endorsement key"
             )
+        self._check_enrollment(message.enrollment)
         self._services.before_pass()
         record = archive_record(self._services.station, self._services.store, self._joined().unit)
         self._services.store.finish(
@@ -272,6 +277,25 @@ class VisitService:
         self._watcher.ended(None)
         self._keys.passed(self._joined())
         return messages.Ok()
+
+    def _check_enrollment(self, content: bytes) -> None:
+        """The cloud is told of this unit and of the key that was proven or certified here, whatever a worker says."""
+        if not content:
+            return
+        unit, found = self._joined(), from_json(content)
+        ek, chain = self._attesting.proven_ek, self._services.store.certificate(unit.unit)
+        match found.attestation:
+            case TpmAttestation(ek=named):
+                holds = ek is not None and named == ek.octets
+            case X509Attestation(certificate=leaf) | X509GroupAttestation(certificate=leaf):
+                holds = bool(chain) and chain is not None and leaf == chain[0]
+            case _:
+                holds = True  # of symmetric keys it has only what the signer has sealed
+        if not holds or found.registration_id != unit.registration_id:
+            raise IdentityConflict(
+                "the enrollment that was made for this unit names another key or registration ID than its own",
+                hint="Set the board aside and call an engineer: the process that served it was not to be trusted.",
+            )
 
     def _failed(self, message: messages.Failed) -> messages.Ok:
         problem = message.problem

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 import pytest
 
 from hal.call import Call
-from hal.conformance import endorsement_identity, key_attestation, key_place, ownership
+from hal.conformance import endorsement_identity, identity_keys, key_attestation, key_place, ownership
 from hal.driver import Bindings
 from hal.interfaces import EndorsementIdentity, KeyPlace, Ownership
 from hal.secret import EMPTY, Secret
@@ -53,6 +53,11 @@ def credential(ek: bytes, name: bytes, secret: bytes) -> Credential:
 
 def test_key_attestation_keeps_its_contract(open_device: Open) -> None:
     key_attestation.check(open_device, credential)
+
+
+@pytest.mark.parametrize("owner", [EMPTY, Secret.random()], ids=["no-auth", "owner-auth"])
+def test_identity_keys_keep_their_contract(open_device: Open, owner: Secret) -> None:
+    identity_keys.check(open_device, owner, owned(open_device, owner))
 
 
 def test_ownership_keeps_its_contract(open_device: Open) -> None:

@@ -100,7 +100,7 @@ CASES: dict[str, tuple[Damage, str, str]] = {
         "offered by: none",
     ),
     "a profile that isn't there": (
-        lambda bench: edited(bench.etc / "recipes/gw-200.toml", '"idevid-p256"', '"idevid-p999"'),
+        lambda bench: edited(bench.etc / "recipes/gw-200.toml", '"idevid-tpm-p256"', '"idevid-p999"'),
         "idevid-p999",
         "expected idevid-p999.toml",
     ),

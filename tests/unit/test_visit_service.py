@@ -18,8 +18,10 @@ from cryptography.x509.oid import NameOID
 
 from hal.errors import DeviceGone, EkUntrusted, HallmarkError, ProtocolViolation, TokenAbsent
 from hal.secret import Secret
+from hal.types import Enrollment, TpmAttestation, X509Attestation
 from station import messages
 from station.attestation import check_offline, from_json, to_json
+from station.enrollment import to_json as to_enrollment
 from station.images import ImageStore
 from station.nest.service import Services, VisitService
 from station.recipe import PlannedStep, Recipe
@@ -31,8 +33,14 @@ from station.trust.judge import Judge
 from station.trust.policy import EkPolicy, EkTrust
 from station.trust.verdict import Verdict
 from station.wire import LENGTH, Link, Problem
-from tests.store_parts import SKU, enrollment, plug
+from tests.store_parts import SKU, plug
 from tests.tpm_parts import EK, SoftTpm, name
+
+
+def enrollment(board: int, ek: bytes | None = None, registration_id: str = "") -> bytes:
+    """What the worker of that board queues for the cloud."""
+    name = registration_id or f"board-{board}"
+    return to_enrollment(Enrollment(name, name, TpmAttestation(ek or SoftTpm(board).ek)))
 
 
 def ek_name(board: int) -> bytes:
@@ -472,3 +480,23 @@ def test_after_the_late_proof_a_sealed_tpm_gets_all_of_its_auths(talk: Talk) -> 
     talk.ask(messages.Join("ek-name", ek_name(1).hex(), "board-1", [], unproven=True))
     talk.show_ek(1)
     assert talk.ask(messages.Recover(ek_name(1))) == messages.Auths(auths)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: enrollment(1, ek=SoftTpm(2).ek),
+        lambda: enrollment(1, registration_id="board-2"),
+        lambda: to_enrollment(Enrollment("board-1", "board-1", X509Attestation(b"another's"))),
+    ],
+    ids=["another EK", "another registration ID", "another certificate"],
+)
+def test_the_cloud_is_not_told_of_another_key_than_the_proven_one(
+    talk: Talk, content: Callable[[], bytes]
+) -> None:
+    talk.join(1)
+    assert talk.refused(messages.Finish("enroll", "queue", {}, content())) == "IdentityConflict"
+    record = talk.store.unit("board-1")
+    assert record is not None
+    assert not record.outbox
+    assert isinstance(talk.ask(messages.Finish("enroll", "queue", {}, enrollment(1))), messages.Ok)
