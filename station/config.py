@@ -58,6 +58,9 @@ class SignerSection(Struct, frozen=True):
     wrap_key: Word = "resume"
     audit_key: Word = "audit"
     profiles: str = "profiles"
+    clock_jump_hours: Annotated[int, Meta(ge=1, le=8760, description="hours, 1 to 8760")] = 4
+    longest_off_days: Annotated[int, Meta(ge=1, le=3650, description="days, 1 to 3650")] = 60
+    crl_days: Annotated[int, Meta(ge=1, le=3650, description="days, 1 to 3650")] = 30
 
 
 class DeviceKeysSection(Struct, frozen=True):

@@ -57,7 +57,13 @@ class SignerClient:
 
     def administer(self, asked: CaAsked) -> CaSays:
         """What people do to the CA. Waits longer: an old chip makes a key in minutes."""
-        reply: tuple[type[CaSays], ...] = (messages.CaRequest, messages.CaGeneration)
+        reply: tuple[type[CaSays], ...] = (
+            messages.CaRequest,
+            messages.CaGeneration,
+            messages.ClockAccepted,
+            messages.Revoked,
+            messages.RevocationList,
+        )
         return self._ask(asked, reply, CEREMONY_SECONDS)
 
     def seal_key(self, request: messages.SealKey | messages.SealWrapped) -> messages.KeyForBoard:

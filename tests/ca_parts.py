@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography import x509
@@ -11,11 +12,37 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import NameOID
 
 from station.signer.ceremony import CA_USAGE
+from station.signer.clock import Limits, Machine
 from tests.fixtures_signer import REPOSITORY
 
 NOW: Final = dt.datetime(2027, 3, 1, 12, tzinfo=dt.UTC)
 YEAR: Final = dt.timedelta(days=365)
 PROFILES: Final = REPOSITORY / "config/profiles"
+
+LIMITS: Final = Limits(dt.timedelta(hours=4), dt.timedelta(days=60))
+
+
+@dataclass
+class Clocks:
+    """A machine's clocks to turn: `now` is what the wall clock shows; time really passes with `passes`."""
+
+    now: dt.datetime = NOW
+    boot: str = "boot-1"
+    uptime: float = 1000.0
+
+    def passes(self, duration: dt.timedelta) -> None:
+        self.now += duration
+        self.uptime += duration.total_seconds()
+
+    def reboots(self, after: dt.timedelta = dt.timedelta(0)) -> None:
+        """Another boot, `after` so long without power."""
+        self.now += after
+        self.boot, self.uptime = self.boot + "+", 30.0
+
+    @property
+    def machine(self) -> Machine:
+        return Machine(lambda: self.now, lambda: self.boot, lambda: self.uptime)
+
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 Public = ec.EllipticCurvePublicKey | rsa.RSAPublicKey

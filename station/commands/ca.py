@@ -13,30 +13,42 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, get_args
 
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from hal.call import Call
 from hal.errors import ConfigError, PeerUnavailable, ProtocolViolation, StationError, quote
 from hal.secret import Secret
 from hal.types import KeyType, TokenCondition
 from station import messages
-from station.config import Configuration
-from station.messages.ca import CaAsked, CaGeneration
+from station.config import Configuration, load_configuration
+from station.messages.ca import CaAsked, CaGeneration, Reason
 from station.messages.signer import SignerState
 from station.paths import Paths
 from station.signer import administration, ceremony, durable, group_keys, ledger, pin, process
 from station.signer import authority as ca
+from station.signer.policy import Verdict, judge
+from station.signer.profiles import load_profiles
 from station.signer_client import SignerClient
 
-HELP: Final = "the issuing CA: init, csr, install, activate, group-key, status, unblock"
+HELP: Final = (
+    "the issuing CA: init, csr, install, activate, accept-clock, revoke, crl, group-key, status, unblock"
+)
 FINE, NOT_FINE, NO_DAEMON = 0, 1, 3
 LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 EXPIRY_WARNING: Final = dt.timedelta(days=90)
 BY_COMMAND: Final = "the command, with the signer stopped"
 """Who did it, on record. Only those who may read token PIN and ledger can."""
-R = TypeVar("R", messages.CaRequest, messages.CaGeneration)
+R = TypeVar(
+    "R",
+    messages.CaRequest,
+    messages.CaGeneration,
+    messages.ClockAccepted,
+    messages.Revoked,
+    messages.RevocationList,
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +103,29 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--key-fd", type=int, metavar="N", help="import: read the key, in base64, from this file descriptor"
     )
     _pin_argument(group)
+
+    accept = actions.add_parser(
+        "accept-clock", help="say that the station's clock is right, after comparing it with another one"
+    )
+    accept.add_argument("--reason", required=True, metavar="TEXT", help="how that is known; goes on record")
+    accept.add_argument("--yes", action="store_true", help="don't ask")
+    _pin_argument(accept)
+
+    revoke = actions.add_parser(
+        "revoke", help="revoke the certificate of a unit that was scrapped or withdrawn"
+    )
+    revoke.add_argument("name", metavar="UNIT", help="unit, registration ID, or serial number in hexadecimal")
+    reasons = get_args(Reason)
+    revoke.add_argument("--reason", choices=reasons, default="cessation-of-operation", help="as in the list")
+    revoke.add_argument("--why", default="", metavar="TEXT", help="for the record")
+    _pin_argument(revoke)
+
+    crl = actions.add_parser("crl", help="make a revocation list, signed by the issuing CA's key")
+    crl.add_argument("--generation", type=int, metavar="NUMBER", help="default: the one that issues")
+    crl.add_argument(
+        "--out", type=Path, metavar="FILE", help="write it here, DER (default: standard output, PEM)"
+    )
+    _pin_argument(crl)
 
     status = actions.add_parser("status", help="the token and the CA, as the signer sees them now")
     status.add_argument("--json", action="store_true", help="for scripts")
@@ -182,6 +217,7 @@ def _install(args: argparse.Namespace) -> int:
     _print_generation(made)
     if made.state == administration.INSTALLED:
         print(f"It issues from when you say: `hallmark ca activate {made.number} [--at TIME]`.")
+    _print_profiles(args.paths, made)
     return FINE
 
 
@@ -220,6 +256,47 @@ def _group_key(args: argparse.Namespace) -> int:
     return FINE
 
 
+def _accept_clock(args: argparse.Namespace) -> int:
+    shown = dt.datetime.now(dt.UTC)
+    print(f"The station's clock shows {shown:%Y-%m-%d %H:%M} UTC. Compare it with another clock.")
+    if not args.yes and not _agreed("Is it right? Type yes: "):
+        print("Nothing was changed.")
+        return NOT_FINE
+    asked = messages.AcceptClock(int(shown.timestamp()), args.reason)
+    made = _administer(args, asked, messages.ClockAccepted)
+    print(f"Accepted: {_day(made.now):%Y-%m-%d %H:%M} UTC. Certificates are issued from this time on.")
+    return FINE
+
+
+def _revoke(args: argparse.Namespace) -> int:
+    made = _administer(args, messages.Revoke(args.name, args.reason, args.why), messages.Revoked)
+    serial, when = made.serial.hex(), f"{_day(made.at):%Y-%m-%d %H:%M} UTC"
+    if made.new:
+        print(f"Revoked: unit {made.unit}, serial {serial}. The next `hallmark ca crl` says so.")
+    else:
+        print(f"Unit {made.unit}, serial {serial}, was revoked already: {when}, {made.reason}.")
+    return FINE
+
+
+def _crl(args: argparse.Namespace) -> int:
+    made = _administer(args, messages.MakeCrl(args.generation), messages.RevocationList)
+    if args.out is None:
+        found = x509.load_der_x509_crl(made.crl)
+        sys.stdout.write(found.public_bytes(serialization.Encoding.PEM).decode("ascii"))
+    else:
+        durable.write(args.out.absolute(), made.crl, mode=0o644)
+        until = f"{_day(made.next_update):%Y-%m-%d %H:%M} UTC"
+        print(f"Wrote {args.out}: list {made.number}, {made.entries} revoked, the next one until {until}.")
+    return FINE
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip() == "yes"
+    except EOFError:
+        return False
+
+
 def _moment(text: str) -> int:
     """Unix seconds of a time in UTC."""
     try:
@@ -237,13 +314,15 @@ def _status(args: argparse.Namespace) -> int:
         return _offline(args.paths, error, as_json=args.json)
     fine = state.condition == TokenCondition.READY and bool(state.chain) and not state.problem
     if args.json:
-        print(json.dumps(_plain(state), indent=2))
+        print(json.dumps(_plain(args.paths, state), indent=2))
         return FINE if fine else NOT_FINE
     print(f"token     {state.label}: {state.condition}")
     if state.problem:
         print(f"problem   {state.problem}\nto do     {state.hint}")
     for one in state.generations:
         _print_generation(one)
+        if one.state in (administration.ACTIVE, administration.NEXT):
+            _print_profiles(args.paths, one)
     print(f"issued    {state.issued}")
     if state.pending:
         print(
@@ -252,20 +331,21 @@ def _status(args: argparse.Namespace) -> int:
     return FINE if fine else NOT_FINE
 
 
-def _plain(state: SignerState) -> dict[str, object]:
+def _plain(paths: Paths, state: SignerState) -> dict[str, object]:
     return {
         "signer": "running",
         "token": {"label": state.label, "condition": state.condition},
         "problem": state.problem,
         "hint": state.hint,
         "ca": {"subject": state.subject, "not_after": state.not_after} if state.chain else None,
-        "generations": [_plain_generation(one) for one in state.generations],
+        "generations": [_plain_generation(paths, one) for one in state.generations],
         "issued": state.issued,
         "pending": state.pending,
     }
 
 
-def _plain_generation(one: CaGeneration) -> dict[str, object]:
+def _plain_generation(paths: Paths, one: CaGeneration) -> dict[str, object]:
+    verdicts = _verdicts(paths, one, max(dt.datetime.now(dt.UTC), _day(one.since or 0)))
     return {
         "number": one.number,
         "state": one.state,
@@ -273,6 +353,10 @@ def _plain_generation(one: CaGeneration) -> dict[str, object]:
         "subject": one.subject,
         "not_after": f"{_day(one.not_after):%Y-%m-%dT%H:%M:%SZ}",
         "since": None if one.since is None else f"{_day(one.since):%Y-%m-%dT%H:%M:%SZ}",
+        "profiles": {
+            name: {"until": f"{verdict.until:%Y-%m-%dT%H:%M:%SZ}", "problem": str(verdict.problem or "")}
+            for name, verdict in verdicts.items()
+        },
     }
 
 
@@ -311,11 +395,7 @@ def _unblock(args: argparse.Namespace) -> int:
         print(
             "The signer will try the PIN in its credential once. Too many wrong ones lock the token for good."
         )
-        try:
-            answer = input("Is the PIN right now? Type yes: ")
-        except EOFError:
-            answer = ""
-        if answer.strip() != "yes":
+        if not _agreed("Is the PIN right now? Type yes: "):
             print("Nothing was changed.")
             return NOT_FINE
     pin.unblock(folder, final_try=args.final_try)
@@ -377,6 +457,20 @@ def _print_generation(one: CaGeneration) -> None:
     print(f"  until   {end:%Y-%m-%d}{late}")
 
 
+def _print_profiles(paths: Paths, one: CaGeneration) -> None:
+    """Until when it can issue each profile, or why it can't."""
+    now = max(dt.datetime.now(dt.UTC), _day(one.since or 0))
+    for name, verdict in _verdicts(paths, one, now).items():
+        print(f"  profile {name}: {verdict.text}{'   SOON' if verdict.soon else ''}")
+
+
+def _verdicts(paths: Paths, one: CaGeneration, now: dt.datetime) -> dict[str, Verdict]:
+    configuration = load_configuration(paths, drivers=False)
+    profiles = load_profiles(configuration.path(configuration.file.signer.profiles))
+    authority = administration.authority_of(one)
+    return {name: judge(profile, authority, now) for name, profile in profiles.items()}
+
+
 def _day(at: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(at, dt.UTC)
 
@@ -386,6 +480,9 @@ _ACTIONS: Final = {
     "csr": _csr,
     "install": _install,
     "activate": _activate,
+    "accept-clock": _accept_clock,
+    "revoke": _revoke,
+    "crl": _crl,
     "status": _status,
     "unblock": _unblock,
     "group-key": _group_key,

@@ -28,10 +28,13 @@ from station.commands.config import no_roll_back
 from station.config import Configuration, load_configuration
 from station.escrow_media import Medium
 from station.images import ImageStore
+from station.messages import SignerState
 from station.paths import Paths
 from station.recipe import Recipe, load_recipe
 from station.sealing import UPLOAD_CREDENTIAL, load_upload_key
-from station.signer.profiles import load_profiles
+from station.signer.administration import ACTIVE, NEXT, authority_of
+from station.signer.policy import judge
+from station.signer.profiles import Profile, load_profile, load_profiles
 from station.signer_client import SignerClient
 from station.toml_source import Key
 from station.trust.health import NOTE, examine
@@ -190,7 +193,30 @@ def _profiles(configuration: Configuration) -> Iterator[Finding]:
                     file=str(folder / f"{name}.toml"),
                     key="key.resident",
                 )
-            yield Finding("profile", f"{name}: {profiles[name].file.validity.days} days")
+            yield Finding("profile", f"{name}: {_life(profiles[name])}")
+
+
+def _life(profile: Profile) -> str:
+    validity = profile.file.validity
+    if validity.no_expiry:
+        return "no expiry"
+    used = profile.least_days - validity.warehouse_days
+    return f"{validity.days} days; after {validity.warehouse_days} days in a warehouse at least {used} days of use"
+
+
+def _issuing(configuration: Configuration, state: SignerState) -> Iterator[Finding]:
+    """Whether the CAs of now and next can issue the profiles that recipes name, and for how long."""
+    folder = configuration.path(configuration.file.signer.profiles)
+    names = sorted({name for recipe in _all_recipes(configuration) for name in recipe.profiles()})
+    for generation in state.generations:
+        if generation.state not in (ACTIVE, NEXT):
+            continue
+        authority = authority_of(generation)
+        now = max(dt.datetime.now(dt.UTC), dt.datetime.fromtimestamp(generation.since or 0, dt.UTC))
+        for name in names:
+            found = judge(load_profile(folder, name), authority, now)
+            what = f"profile {name} under CA {generation.number}"
+            yield Finding(what, found.text, found.problem, warning=found.soon)
 
 
 def _ek_trust(configuration: Configuration) -> Iterator[Finding]:
@@ -283,6 +309,10 @@ def _token(configuration: Configuration) -> Iterator[Finding]:
     if state.condition == TokenCondition.READY and state.chain:
         yield Finding("CA token", f"{state.label}: ready, issues as {state.subject} until {state.not_after}")
         yield from _dates("CA", [x509.load_der_x509_certificate(state.chain[0])])
+        if state.problem:
+            problem = HallmarkError(state.problem, hint=state.hint)
+            yield Finding("CA token", state.problem, problem)
     else:
         failure = HallmarkError(f"{state.label}: {state.condition} {state.problem}", hint=state.hint or None)
         yield Finding("CA token", str(failure), failure)
+    yield from _issuing(configuration, state)

@@ -4,7 +4,19 @@ Each request has exactly one reply: the one named in its docstring, or a `Proble
 """
 
 from station.messages.basics import Blob, Fact, Facts, Issued, Name, Ok, Text
-from station.messages.ca import ActivateCa, CaGeneration, CaRequest, InstallCa, MakeCaRequest
+from station.messages.ca import (
+    AcceptClock,
+    ActivateCa,
+    CaGeneration,
+    CaRequest,
+    ClockAccepted,
+    InstallCa,
+    MakeCaRequest,
+    MakeCrl,
+    RevocationList,
+    Revoke,
+    Revoked,
+)
 from station.messages.signer import (
     KEPT_LIMIT,
     AuditHead,
@@ -91,6 +103,7 @@ from station.messages.worker import (
 __all__ = [
     "KEPT_LIMIT",
     "Absence",
+    "AcceptClock",
     "ActivateCa",
     "Adopt",
     "Arrived",
@@ -108,6 +121,7 @@ __all__ = [
     "CheckGroupKey",
     "CheckKey",
     "CheckToken",
+    "ClockAccepted",
     "Copied",
     "CopyEscrow",
     "Credential",
@@ -141,6 +155,7 @@ __all__ = [
     "Lease",
     "Log",
     "MakeCaRequest",
+    "MakeCrl",
     "Name",
     "Named",
     "Ok",
@@ -154,6 +169,9 @@ __all__ = [
     "Ready",
     "Recover",
     "Report",
+    "RevocationList",
+    "Revoke",
+    "Revoked",
     "SealKey",
     "SealWrapped",
     "Seen",

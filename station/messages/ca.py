@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
 
 from hal.types import KeyType
 from station.messages.basics import Blob, Name, Text
+
+CRL_LIMIT: Final = 3 * 1024 * 1024
+"""Octets of a revocation list: some 80,000 entries."""
+Reason = Literal[
+    "unspecified",
+    "key-compromise",
+    "affiliation-changed",
+    "superseded",
+    "cessation-of-operation",
+    "privilege-withdrawn",
+]
+"""Why a certificate is revoked (RFC 5280, 5.3.1)."""
 
 
 class MakeCaRequest(Struct, frozen=True, tag="make-ca-request"):
@@ -43,7 +57,21 @@ class ActivateCa(Struct, frozen=True, tag="activate-ca"):
     """From `at` on (Unix seconds; None: now) this generation issues. Reply `CaGeneration`. As above."""
 
     generation: int
-    at: int | None
+    at: Annotated[int, Meta(ge=0, le=253402300799)] | None
+
+
+class AcceptClock(Struct, frozen=True, tag="accept-clock"):
+    """The station's clock is right: it showed `shown` (Unix seconds), and somebody compared it with another one.
+
+    Reply `ClockAccepted`. As above.
+    """
+
+    shown: Annotated[int, Meta(ge=0, le=253402300799)]
+    reason: Annotated[str, Meta(min_length=1, max_length=500)]
+
+
+class ClockAccepted(Struct, frozen=True, tag="clock-accepted"):
+    now: int
 
 
 class CaGeneration(Struct, frozen=True, tag="ca-generation"):
@@ -64,5 +92,42 @@ class CaGeneration(Struct, frozen=True, tag="ca-generation"):
     root: Blob
 
 
-CaSays = CaRequest | CaGeneration
-CaAsked = MakeCaRequest | InstallCa | ActivateCa
+class Revoke(Struct, frozen=True, tag="revoke"):
+    """The certificate of a unit, a registration ID or a serial number (hexadecimal) is revoked. Reply `Revoked`.
+
+    The station may ask this too, for units that are scrapped.
+    """
+
+    name: Name
+    reason: Reason
+    why: Annotated[str, Meta(max_length=500)]
+
+
+class Revoked(Struct, frozen=True, tag="revoked"):
+    """`at`: Unix seconds. `new` is false when it was revoked before, and then stays as it was."""
+
+    unit: Name
+    serial: Blob
+    at: int
+    reason: Name
+    new: bool
+
+
+class MakeCrl(Struct, frozen=True, tag="make-crl"):
+    """A revocation list of a generation (None: what issues). Reply `RevocationList`. The station may ask too."""
+
+    generation: int | None
+
+
+class RevocationList(Struct, frozen=True, tag="revocation-list"):
+    """`crl` is DER. Times are Unix seconds."""
+
+    number: int
+    this_update: int
+    next_update: int
+    entries: int
+    crl: Annotated[bytes, Meta(max_length=CRL_LIMIT)]
+
+
+CaSays = CaRequest | CaGeneration | ClockAccepted | Revoked | RevocationList
+CaAsked = MakeCaRequest | InstallCa | ActivateCa | AcceptClock | Revoke | MakeCrl

@@ -7,7 +7,7 @@ Who may is judged before: `service` by the peer's credentials, the command by th
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +23,10 @@ from station.messages.ca import CaAsked, CaSays
 from station.signer import authority as ca
 from station.signer import ceremony
 from station.signer.authority import Authority, der, spki_of
+from station.signer.clock import TrustedClock
 from station.signer.generations import Generation, Generations, key_label, note
 from station.signer.ledger import Ledger
+from station.signer.revocation import Revocations
 
 ACTIVE, NEXT, INSTALLED, FORMER = "active", "next", "installed", "former"
 CERTIFICATES: Final = 32
@@ -40,10 +42,11 @@ class Administration:
         ledger: Ledger,
         token: CaToken,
         generations: Generations,
-        clock: Callable[[], dt.datetime],
+        clock: TrustedClock,
     ) -> None:
         self._station, self._section, self._folder = station, section, folder
         self._ledger, self._token, self._generations, self._clock = ledger, token, generations, clock
+        self._revocations = Revocations(ledger, token, generations, clock, section.crl_days)
 
     def answer(self, call: Call, asked: CaAsked, by: str) -> CaSays:
         """`by` is who asked, for the record. ConfigError, KeyMissing and what the token raises."""
@@ -54,10 +57,20 @@ class Administration:
                 return self._install(call, asked, by)
             case messages.ActivateCa():
                 return self._activate(call, asked, by)
+            case messages.Revoke():
+                return self._revocations.revoke(asked.name, asked.reason, asked.why, by)
+            case messages.MakeCrl():
+                return self._revocations.make(call, asked.generation)
+            case messages.AcceptClock():
+                if not asked.reason.strip():
+                    message = "expected a reason for accepting the clock"
+                    raise ConfigError(message)
+                shown = dt.datetime.fromtimestamp(asked.shown, dt.UTC)
+                return messages.ClockAccepted(int(self._clock.accept(shown, by, asked.reason).timestamp()))
 
     def refresh_copies(self) -> None:
         """`ca-chain.pem` and `ca-root.pem` are those of what issues now."""
-        active = self._generations.active(self._clock())
+        active = self._generations.active(self._clock.shown())
         if active is not None:
             found = ca.load(self._folder)
             if found is None or found.above != active.authority.above:
@@ -69,11 +82,11 @@ class Administration:
         label = self._label(asked, labels)
         subject = self._subject(asked, label, labels)
         if new:
-            self._generations.note_key(label, self._clock())
+            self._generations.note_key(label, self._clock.shown())
             ceremony.key_pair(call, self._token, label, asked.key_type)
         made = ceremony.request(call, self._token, label, subject)
-        self._generations.note_key(label, self._clock())
-        note(self._ledger, self._clock(), by, "request", f"key {label}")
+        self._generations.note_key(label, self._clock.shown())
+        note(self._ledger, self._clock.shown(), by, "request", f"key {label}")
         return messages.CaRequest(label, made)
 
     def _label(self, asked: messages.MakeCaRequest, labels: list[str]) -> str:
@@ -89,7 +102,7 @@ class Administration:
         waiting = [label for label in labels if label not in certified]
         if waiting:
             return waiting[-1]
-        active = self._generations.active(self._clock())
+        active = self._generations.active(self._clock.shown())
         return active.label if active else self._section.ca_key
 
     def _subject(self, asked: messages.MakeCaRequest, label: str, labels: list[str]) -> x509.Name:
@@ -104,7 +117,7 @@ class Administration:
     def _install(self, call: Call, asked: messages.InstallCa, by: str) -> messages.CaGeneration:
         certificates = _decoded(asked.certificates)
         (root,) = _decoded([asked.root]) if asked.root is not None else (None,)
-        now = self._clock()
+        now = self._clock.shown()
         found = list(self._matching(call, certificates))
         fresh = [
             (label, spki)
@@ -142,7 +155,7 @@ class Administration:
         if self._token.public_key(call, wanted.label) != wanted.authority.spki:
             message = f"the key {wanted.label!r} in the token is not that of generation {wanted.number}"
             raise KeyMissing(message)
-        now = self._clock()
+        now = self._clock.shown()
         try:
             at = now if asked.at is None else dt.datetime.fromtimestamp(asked.at, dt.UTC)
         except (ValueError, OverflowError, OSError) as error:
@@ -153,7 +166,7 @@ class Administration:
         return self.view(done)
 
     def view(self, generation: Generation) -> messages.CaGeneration:
-        now = self._clock()
+        now = self._clock.shown()
         authority, since = generation.authority, generation.since
         active, following = self._generations.active(now), self._generations.next(now)
         state = FORMER if since is not None else INSTALLED
@@ -172,6 +185,12 @@ class Administration:
             chain=authority.ders,
             root=der(authority.above[-1]),
         )
+
+
+def authority_of(generation: messages.CaGeneration) -> Authority:
+    """The certificates of a generation that the signer has told of."""
+    chain = tuple(x509.load_der_x509_certificate(one) for one in generation.chain)
+    return Authority(chain, x509.load_der_x509_certificate(generation.root))
 
 
 def _of_key(certificates: Sequence[x509.Certificate], spki: bytes) -> list[x509.Certificate]:

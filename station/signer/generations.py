@@ -117,7 +117,7 @@ class Generations:
             number = db.last_insert_rowid()
             if not self._decisions:
                 _activate(db, number, FROM_THE_BEGINNING, at)
-            _note(db, at, by, "install", f"generation {number}: {made.issuer.subject.rfc4514_string()}")
+            note_in(db, at, by, "install", f"generation {number}: {made.issuer.subject.rfc4514_string()}")
         self._read()
         return self.get(number)
 
@@ -136,7 +136,7 @@ class Generations:
         with self._lock, self._ledger.using() as db, db:
             db.execute("DELETE FROM activations WHERE active_from > ?", (at,))
             _activate(db, number, int(since.timestamp()), at)
-            _note(db, at, by, "activate", f"generation {number} from {since:%Y-%m-%dT%H:%M:%SZ}")
+            note_in(db, at, by, "activate", f"generation {number} from {since:%Y-%m-%dT%H:%M:%SZ}")
         self._read()
         return self.get(number)
 
@@ -180,10 +180,11 @@ def key_label(first: str, labels: list[str]) -> str:
 def note(ledger: Ledger, now: dt.datetime, by: str, what: str, detail: str) -> None:
     """Puts on record what somebody did to the CA."""
     with ledger.using() as db, db:
-        _note(db, int(now.timestamp()), by, what, detail)
+        note_in(db, int(now.timestamp()), by, what, detail)
 
 
-def _note(db: apsw.Connection, at: int, by: str, what: str, detail: str) -> None:
+def note_in(db: apsw.Connection, at: int, by: str, what: str, detail: str) -> None:
+    """As `note`, in the caller's transaction."""
     db.execute("INSERT INTO acts (at, by, what, detail) VALUES (?, ?, ?, ?)", (at, quote(by), what, detail))
 
 

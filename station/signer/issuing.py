@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -19,35 +18,29 @@ from cryptography.exceptions import InvalidSignature
 
 from hal.call import Call
 from hal.errors import (
-    ClockUntrusted,
     ConfigurationUntrusted,
+    IssuanceRefused,
     KeyMissing,
     ProfileViolation,
     StationError,
     TokenError,
+    quote,
 )
 from hal.interfaces import CaToken
 from station.attestation import check_offline, from_json
 from station.messages import SignRequest
 from station.signer.authority import der
+from station.signer.clock import TrustedClock
 from station.signer.csr import Request, read_csr
 from station.signer.generations import Generation, Generations
 from station.signer.ledger import Entry, Intent, Ledger
 from station.signer.profiles import Profile, load_profile
 from station.signer.token_key import TokenKey, bytes_to_be_signed, put_together, signature_hash
 
-RELEASED: Final = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-"""No clock that is right shows a time before this program was written: it finds clocks that were reset."""
-CLOCK_TOLERANCE: Final = dt.timedelta(minutes=5)
-"""How far a clock may be set back by ordinary time synchronisation."""
 DRAWS: Final = 4
 """Serial numbers that are tried: a second one is needed once in 2**79 certificates, unless something is broken."""
 
 _log = structlog.get_logger()
-
-
-def utc_now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 class Issuer:
@@ -59,7 +52,7 @@ class Issuer:
         token: CaToken,
         generations: Generations,
         profiles: Path,
-        clock: Callable[[], dt.datetime] = utc_now,
+        clock: TrustedClock,
         configuration: bytes = b"",
     ) -> None:
         """`configuration`: digest of the signed set that `profiles` come from; empty on a bench."""
@@ -80,6 +73,8 @@ class Issuer:
         request = read_csr(asked.csr, asked.registration_id)
         digest = hashlib.sha256(request.spki).digest()
         entry = self._ledger.find(asked.unit, digest, asked.registration_id)
+        if entry is not None:
+            self._check_standing(entry)
         if entry is None or entry.certificate is None:
             entry = self._sign(call, self._intended(call, entry, asked, request, digest))
         leaf, chain = entry.certificate, x509.load_pem_x509_certificates(entry.chain)
@@ -92,11 +87,10 @@ class Issuer:
         self, call: Call, entry: Entry | None, asked: SignRequest, request: Request, digest: bytes
     ) -> Entry:
         """The durable intent: the one that is there, if the key that it is for can still sign it, or a new one."""
-        now = self._clock()
+        now = self._clock.now()
         active = self._active(now)
         if entry is not None and self._signable(call, entry, active, now):
             return entry
-        self._check_clock(now, active)
         profile = load_profile(self._profiles, asked.profile)
         profile.check_request(request)
         self._check_attestation(profile, asked.attestation, request)
@@ -128,6 +122,17 @@ class Issuer:
             raise ProfileViolation(
                 message, hint="An engineer takes another profile, or a recipe whose key place is a TPM."
             )
+
+    def _check_standing(self, entry: Entry) -> None:
+        """IssuanceRefused for what was issued and may not be given out any more."""
+        if entry.revoked is not None:
+            message = f"the certificate of unit {quote(entry.intent.unit)} was revoked ({entry.revoked})"
+            raise IssuanceRefused(message, hint="The unit was scrapped or withdrawn: set the board aside.")
+        (issuer, *_) = x509.load_pem_x509_certificates(entry.chain)
+        if entry.certificate is not None and der(issuer) not in self._generations.issuers:
+            message = f"unit {quote(entry.intent.unit)} has its certificate from a CA of the other mode"
+            hint = "An engineer decides: a bench board gets no production identity under the same name."
+            raise IssuanceRefused(message, hint=hint)
 
     def _active(self, now: dt.datetime) -> Generation:
         active = self._generations.active(now)
@@ -195,23 +200,11 @@ class Issuer:
         signature = self._token.sign(call, issuing.label, entry.intent.tbs)
         certificate = put_together(entry.intent.tbs, signature)
         _verify(certificate, entry)
-        kept = self._ledger.keep(entry, certificate, int(self._clock().timestamp()))
+        kept = self._ledger.keep(entry, certificate, int(self._clock.shown().timestamp()))
         _log.info(
             "issued", unit=entry.intent.unit, profile=entry.intent.profile, serial=entry.intent.serial.hex()
         )
         return kept
-
-    def _check_clock(self, now: dt.datetime, active: Generation) -> None:
-        start = active.authority.not_before
-        newest = self._ledger.newest()
-        if now < max(start, RELEASED):
-            message = f"the clock shows {now:%Y-%m-%d %H:%M} UTC, which is before {max(start, RELEASED):%Y-%m-%d %H:%M}"
-            raise ClockUntrusted(message)
-        if newest is not None and now + CLOCK_TOLERANCE < (
-            latest := dt.datetime.fromtimestamp(newest, dt.UTC)
-        ):
-            message = f"the clock shows {now:%Y-%m-%d %H:%M} UTC; the latest certificate is of {latest:%Y-%m-%d %H:%M}"
-            raise ClockUntrusted(message)
 
 
 def serial_number(spki_sha256: bytes) -> int:

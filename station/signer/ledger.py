@@ -114,6 +114,36 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         transcript BLOB NOT NULL                              -- JSON of station.attestation.Transcript
     ) STRICT;
     """,
+    """
+    CREATE TABLE clock (                                      -- station.signer.clock.Mark
+        id INTEGER PRIMARY KEY CHECK (id = 1),
+        mark INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        anchor INTEGER NOT NULL,
+        uptime INTEGER NOT NULL,
+        corrected INTEGER NOT NULL CHECK (corrected IN (0, 1))
+    ) STRICT;
+    """,
+    """
+    CREATE TABLE revocations (
+        entry INTEGER PRIMARY KEY REFERENCES certificates (id),
+        revoked_at INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        not_after INTEGER NOT NULL                            -- the certificate's end
+    ) STRICT;
+    CREATE TABLE crls (
+        id INTEGER PRIMARY KEY,
+        scope BLOB NOT NULL CHECK (length(scope) = 32),       -- SHA-256 over the CA's name and key
+        number INTEGER NOT NULL,                              -- cRLNumber
+        issuer BLOB NOT NULL REFERENCES issuers (sha256),
+        this_update INTEGER NOT NULL,
+        next_update INTEGER NOT NULL,
+        entries INTEGER NOT NULL,
+        tbs BLOB NOT NULL,
+        crl BLOB,                                             -- DER; NULL until signed
+        UNIQUE (scope, number)
+    ) STRICT;
+    """,
 )
 
 
@@ -134,19 +164,23 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row. `certificate` is None until it was signed; `chain` is the issuer's, PEM."""
+    """One row. `certificate` is None until it was signed; `chain` is the issuer's, PEM; `revoked`: why, or None."""
 
     id: int
     intent: Intent
     certificate: bytes | None
     chain: bytes
+    revoked: str | None
 
 
 _COLUMNS: Final = (
     "certificates.id, unit, registration_id, spki_sha256, serial, profile, issuer, csr, tbs, intended_at,"
-    " certificate, chain"
+    " certificate, chain, reason"
 )
-_SELECT: Final = f"SELECT {_COLUMNS} FROM certificates JOIN issuers ON issuers.sha256 = issuer"  # noqa: S608 - constants
+_SELECT: Final = (
+    f"SELECT {_COLUMNS} FROM certificates JOIN issuers ON issuers.sha256 = issuer"  # noqa: S608 - constants
+    " LEFT JOIN revocations ON entry = certificates.id"
+)
 
 
 class Ledger:
@@ -258,12 +292,6 @@ class Ledger:
         with self.using() as db, db:
             yield db
 
-    def newest(self) -> int | None:
-        """Unix seconds of the latest intent: no honest clock shows an earlier time."""
-        with self.using() as db:
-            found: int | None = db.execute("SELECT max(intended_at) FROM certificates").get
-        return found
-
     def counts(self) -> tuple[int, int]:
         """How many were issued, and how many intents wait for their signature."""
         with self.using() as db:
@@ -367,4 +395,4 @@ def _values(intent: Intent) -> tuple[Any, ...]:
 
 
 def _entry(row: tuple[Any, ...]) -> Entry:
-    return Entry(row[0], Intent(*row[1:10]), row[10], row[11])
+    return Entry(row[0], Intent(*row[1:10]), row[10], row[11], row[12])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import grp
 import os
 import signal
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hal.call import Cancel
 from hal.driver import Bindings
-from hal.errors import ConfigError
+from hal.errors import ConfigError, HallmarkError
 from hal.interfaces import CaToken, DeviceSecrets, SecretWrap, TokenPin
 from hal.registry import load
 from station import notify, wire
@@ -32,9 +33,10 @@ from station.sealing import load_upload_key
 from station.signer import durable, ledger
 from station.signer.administration import Administration
 from station.signer.checkpoints import CheckpointSigner
+from station.signer.clock import Limits, TrustedClock, utc_now
 from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generation, Generations
-from station.signer.issuing import Issuer, utc_now
+from station.signer.issuing import Issuer
 from station.signer.key_ledger import KeyLedger
 from station.signer.overrun import Overrun
 from station.signer.pin import PinDescriptor, PinFile, PinGuard
@@ -69,6 +71,7 @@ class OpenCa:
     secrets: DeviceSecrets
     ledger: ledger.Ledger
     generations: Generations
+    clock: TrustedClock
     administration: Administration
 
 
@@ -126,11 +129,15 @@ def open_ca(configuration: Configuration, pin: PinFile | PinDescriptor | None = 
         opened = stack.enter_context(open_token(configuration, pin))
         generations = Generations(book, bench=configuration.bench)
         generations.adopt(folder, section.ca_key, utc_now())
+        limits = Limits(
+            dt.timedelta(hours=section.clock_jump_hours), dt.timedelta(days=section.longest_off_days)
+        )
+        clock = TrustedClock(book, generations, limits)
         administration = Administration(
-            configuration.file.station.name, section, folder, book, opened.token, generations, utc_now
+            configuration.file.station.name, section, folder, book, opened.token, generations, clock
         )
         administration.refresh_copies()
-        yield OpenCa(opened.token, opened.wrap, opened.secrets, book, generations, administration)
+        yield OpenCa(opened.token, opened.wrap, opened.secrets, book, generations, clock, administration)
 
 
 def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None) -> int:
@@ -148,18 +155,26 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
         watchdog = notify.Watchdog((ACCEPT_LOOP, SUPERVISOR_LOOP))
 
         def active() -> Generation | None:
-            return generations.active(utc_now())
+            return generations.active(opened.clock.shown())
 
-        supervisor = Supervisor(opened.token, section.ca_key, active, overrun, watchdog)
+        def look() -> None:
+            try:
+                opened.clock.look()
+                opened.administration.refresh_copies()
+            except HallmarkError as error:  # a full disk: what asks for a certificate is told the same
+                _log.warning("the ledger's upkeep waits", problem=str(error))
+
+        supervisor = Supervisor(opened.token, section.ca_key, active, overrun, watchdog, look)
         stack.callback(supervisor.close)
         digest = bytes.fromhex(configuration.digest)
-        issuer = Issuer(opened.ledger, opened.token, generations, profiles, configuration=digest)
+        issuer = Issuer(opened.ledger, opened.token, generations, profiles, opened.clock, digest)
         label = str(section.settings.get("token", section.driver))
         keys = DeviceKeys(KeyLedger(opened.ledger), opened.secrets, opened.wrap, _uploader(configuration))
         service = Service(
             supervisor,
             issuer,
             generations,
+            opened.clock,
             opened.administration,
             opened.ledger,
             opened.wrap,

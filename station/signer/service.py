@@ -11,6 +11,7 @@ import pwd
 import select
 import socket
 import threading
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -31,9 +32,10 @@ from station.notify import Watchdog
 from station.signer.administration import Administration
 from station.signer.ceremony import CALL_SECONDS
 from station.signer.checkpoints import CheckpointSigner
+from station.signer.clock import TrustedClock
 from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generations
-from station.signer.issuing import Issuer, utc_now
+from station.signer.issuing import Issuer
 from station.signer.ledger import Ledger
 from station.signer.overrun import Overrun
 from station.signer.supervisor import Supervisor
@@ -46,12 +48,21 @@ LOOP: Final = "accept"
 _log = structlog.get_logger()
 
 
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who asks, by the kernel's word. `may_change`: the CA itself, which the station only uses."""
+
+    name: str
+    may_change: bool
+
+
 class Service:
     def __init__(
         self,
         supervisor: Supervisor,
         issuer: Issuer,
         generations: Generations,
+        clock: TrustedClock,
         administration: Administration,
         ledger: Ledger,
         wrap: SecretWrap,
@@ -62,15 +73,15 @@ class Service:
         checkpoints: CheckpointSigner,
     ) -> None:
         self._supervisor, self._issuer = supervisor, issuer
-        self._generations, self._administration = generations, administration
+        self._generations, self._clock, self._administration = generations, clock, administration
         self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
         self._overrun, self._keys, self._checkpoints = overrun, keys, checkpoints
         self._never = Cancel()  # a request that has begun is finished, also when the signer is to stop
 
-    def answer(self, asked: messages.ToSigner, by: str | None = None) -> messages.FromSigner:
-        """The reply to one request; whatever goes wrong is a Problem. `by`: who may change the CA, None: nobody."""
+    def answer(self, asked: messages.ToSigner, asker: Asker) -> messages.FromSigner:
+        """The reply to one request; whatever goes wrong is a Problem."""
         try:
-            return self._answer(asked, by)
+            return self._answer(asked, asker)
         except DeadlineExceeded:
             # Not the unit's fault, as a DeadlineExceeded of the device would be.
             message = "the CA token is too slow, or too much is asked of it"
@@ -84,12 +95,13 @@ class Service:
             message = "the signer failed in an unforeseen way; its log says more"
             return Problem.of(StationError(message))
 
-    def _answer(self, asked: messages.ToSigner, by: str | None) -> messages.FromSigner:
+    def _answer(self, asked: messages.ToSigner, asker: Asker) -> messages.FromSigner:
         match asked:
             case messages.SignerStatus():
                 return self._state()
             case messages.CheckToken():
                 self._supervisor.check(self._never)
+                self._clock.now()
                 return self._state()
             case messages.SignRequest():
                 with self._overrun.call("sign", self._never) as call:
@@ -105,20 +117,28 @@ class Service:
                     label = self._label_of(asked.key)
                     plain = self._wrap.unwrap(call, label, asked.context, asked.wrapped)
                     return messages.Unwrapped(plain.reveal())
+            case messages.Revoke() | messages.MakeCrl():
+                with self._overrun.call("revocation", self._never) as call:
+                    return self._administration.answer(call, asked, asker.name)
+            case (
+                messages.MakeCaRequest()
+                | messages.InstallCa()
+                | messages.ActivateCa()
+                | messages.AcceptClock()
+            ):
+                if not asker.may_change:
+                    message = "only root and the signer's own user may change the CA"
+                    raise StationError(message, hint="Run the command with sudo.")
+                with self._overrun.call("ca", self._never, CALL_SECONDS) as call:
+                    return self._administration.answer(call, asked, asker.name)
             case messages.AuditHead():
                 with self._overrun.call("audit head", self._never) as call:
                     return self._checkpoints.head(call)
             case messages.SignCheckpoint():
                 with self._overrun.call("checkpoint", self._never) as call:
                     return self._checkpoints.sign(call, asked)
-            case messages.MakeCaRequest() | messages.InstallCa() | messages.ActivateCa():
-                if by is None:
-                    message = "only root and the signer's own user may change the CA"
-                    raise StationError(message, hint="Run the command with sudo.")
-                with self._overrun.call("ca", self._never, CALL_SECONDS) as call:
-                    return self._administration.answer(call, asked, by)
             case messages.ImportGroupKey() | messages.CheckGroupKey():
-                if by is None:
+                if not asker.may_change:
                     message = "only root and the signer's own user may ask for group keys"
                     raise StationError(message, hint="Run the command with sudo.")
                 with self._overrun.call("group key", self._never) as call:
@@ -154,11 +174,14 @@ class Service:
     def _state(self) -> messages.SignerState:
         seen = self._supervisor.condition
         issued, pending = self._ledger.counts()
-        active = self._generations.active(utc_now())
+        active = self._generations.active(self._clock.shown())
         authority = active.authority if active else None
         problem, hint = seen.problem, seen.hint
         if authority is None and not problem:
             problem, hint = "no CA certificate is installed", "An engineer runs `hallmark ca install`."
+        clock = self._clock.problem()
+        if clock is not None and not problem:
+            problem, hint = str(clock), clock.hint
         return messages.SignerState(
             condition=seen.condition.value,
             label=self._label,
@@ -221,20 +244,18 @@ class Listener:
     def _may_ask(self, peer: PeerCredentials) -> bool:
         return peer.uid in (0, self._own_uid) or bool(peer.groups & self._groups)
 
-    def _who(self, peer: PeerCredentials) -> str | None:
-        """The name that goes on record, of those who may change the CA."""
-        if peer.uid not in (0, self._own_uid):
-            return None
+    def _who(self, peer: PeerCredentials) -> Asker:
         try:
-            return pwd.getpwuid(peer.uid).pw_name
+            name = pwd.getpwuid(peer.uid).pw_name
         except KeyError:
-            return f"uid {peer.uid}"
+            name = f"uid {peer.uid}"
+        return Asker(name, may_change=peer.uid in (0, self._own_uid))
 
-    def _talk(self, connection: socket.socket, by: str | None) -> None:
+    def _talk(self, connection: socket.socket, asker: Asker) -> None:
         link: Link[messages.ToSigner] = Link(connection, messages.ToSigner)
         try:
             while True:
-                link.send(self._service.answer(link.receive(), by))
+                link.send(self._service.answer(link.receive(), asker))
         except PeerUnavailable:
             pass  # closed, by them or by us: between requests nothing is lost
         except ProtocolViolation as error:

@@ -49,9 +49,11 @@ class Supervisor:
         active: Callable[[], Generation | None],
         overrun: Overrun,
         watchdog: Watchdog,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
+        """`look` is called at each round, for what else has to be looked at all the time."""
         self._token, self._ca_key, self._active = token, ca_key, active
-        self._overrun, self._watchdog = overrun, watchdog
+        self._overrun, self._watchdog, self._look = overrun, watchdog, look
         self._lock = threading.Lock()
         self._lost = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._seen = Condition(TokenCondition.ABSENT, "not looked for yet")
@@ -82,6 +84,7 @@ class Supervisor:
                 pause = READY_SECONDS
             except HallmarkError:
                 pause = LOST_SECONDS  # noted, and logged when it was new
+            self._look()
             self._watchdog.beat(LOOP)
             self._wait(cancel, min(pause, self._watchdog.interval))
 

@@ -20,9 +20,10 @@ from station.config import SignerSection
 from station.signer import ledger
 from station.signer.administration import Administration
 from station.signer.authority import CHAIN_FILE, Authority, chain_from, der, pem, spki_of, store
+from station.signer.clock import TrustedClock
 from station.signer.generations import Generations, key_label
 from station.signer.issuing import Issuer
-from tests.ca_parts import NOW, PROFILES, YEAR, Ca
+from tests.ca_parts import LIMITS, NOW, PROFILES, YEAR, Ca, Clocks
 from tests.fixtures_signer import sign_request
 
 HOUR = dt.timedelta(hours=1)
@@ -72,7 +73,7 @@ class Station:
 
     def __init__(self, folder: Path, book: ledger.Ledger) -> None:
         self.folder, self.book = folder, book
-        self.now = NOW
+        self.clocks = Clocks(NOW)
         self.token = KeyRing()
         self.root = Ca("root")
         self.root_certificate = self.root.signs(self.root, end=NOW + 30 * YEAR)
@@ -82,10 +83,11 @@ class Station:
     def open(self) -> None:
         """As after a restart."""
         self.generations = Generations(self.book, bench=False)
+        self.clock = TrustedClock(self.book, self.generations, LIMITS, self.clocks.machine)
         self.administration = Administration(
-            "line-1", SignerSection(), self.folder, self.book, self.token, self.generations, lambda: self.now
+            "line-1", SignerSection(), self.folder, self.book, self.token, self.generations, self.clock
         )
-        self.issuer = Issuer(self.book, self.token, self.generations, PROFILES, lambda: self.now)
+        self.issuer = Issuer(self.book, self.token, self.generations, PROFILES, self.clock)
 
     def request(self, **asked: Any) -> messages.CaRequest:
         given: dict[str, Any] = {
@@ -153,7 +155,7 @@ def test_the_first_generation_issues_at_once_and_others_when_somebody_says(stati
     later = station.activate(2, NOW + HOUR)
     assert later.state == "next"
     assert station.issue("u2").issuer == first.authority.issuer.subject
-    station.now = NOW + HOUR
+    station.clocks.passes(HOUR)
     made, above = station.issue_chain("u3")
     assert above.subject.rfc4514_string() == "CN=line-1 issuing CA 2"
     made.verify_directly_issued_by(above)
@@ -168,7 +170,7 @@ def test_a_decision_takes_the_place_of_the_one_that_had_not_come_yet(station: St
     station.roll()
     station.activate(2, NOW + HOUR)
     station.activate(1)
-    station.now = NOW + 2 * HOUR
+    station.clocks.passes(2 * HOUR)
     assert station.issue("u1").issuer.rfc4514_string() == "CN=line-1 issuing CA"
     station.activate(2)
     assert station.issue("u2").issuer.rfc4514_string() == "CN=line-1 issuing CA 2"
@@ -286,8 +288,8 @@ def test_the_chain_of_an_older_release_is_taken_in_from_its_files(tmp_path: Path
 def test_the_copies_on_disk_are_those_of_what_issues(station: Station) -> None:
     station.roll()
     station.activate(2, NOW + HOUR)
-    for now, number in ((NOW, 0), (NOW + HOUR, 1)):
-        station.now = now
+    for number in (0, 1):
+        station.clocks.passes(number * HOUR)
         station.administration.refresh_copies()
         wanted = station.generations.all[number].authority
         assert (station.folder / CHAIN_FILE).read_bytes() == pem(wanted.chain)
