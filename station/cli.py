@@ -31,6 +31,8 @@ COMMANDS: Final = (
     "ca",
     "check",
     "config",
+    "pool",
+    "manifest",
     "recipe",
     "drivers",
 )

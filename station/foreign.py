@@ -209,3 +209,8 @@ def _is_ca(_policy: Policy, _certificate: x509.Certificate, basic: x509.BasicCon
 def _signs_certificates(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:
     if usage is not None and not usage.key_cert_sign:
         raise ValueError("an issuer may not sign certificates")
+
+
+def digest(der: bytes) -> bytes:
+    """SHA-256, by which a certificate is listed."""
+    return hashlib.sha256(der).digest()

@@ -32,6 +32,7 @@ from station.status.view import (
     TokenView,
     WorkOrderView,
 )
+from station.stock_import import take
 from station.store import Store
 
 CLOCK_TOLERANCE: Final = 60.0
@@ -174,6 +175,9 @@ class Overview:
         }
         self._store.append_event("auths-offered", unit=found.summary.unit, fields=fields)
         self._offered.put(brought.ek_name, brought.auths, by)
+
+    def take_stock(self, file: str, by: str) -> None:
+        take(self._configuration.paths, self._store, file, by)
 
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         self._store.decide(number, choice, reason, by)

@@ -119,6 +119,11 @@ class Recipe:
         """The certificate step's options, None where the recipe has no such step."""
         return next((item.options for item in self.steps if item.step.use == "certificate"), None)
 
+    def lot(self) -> str:
+        """The lot of the pool that it draws from, empty where it draws from none."""
+        options = self.certificate()
+        return str(options.lot) if options is not None and options.source == "pool" else ""
+
     def ek_policy(self) -> EkPolicy | None:
         """What has to vouch for an EK; None where the recipe doesn't identify by one."""
         return next(

@@ -159,7 +159,22 @@ class Supervisor:
 
     def _troubles(self) -> list[str]:
         trust = [f"trust: {self._trust.trouble}"] if self._trust.trouble else []
-        return [*self._problems.values(), *trust, *self._places.unclaimed()]
+        return [*self._problems.values(), *trust, *self._places.unclaimed(), *self._low_stock()]
+
+    def _low_stock(self) -> list[str]:
+        """Lots that recipes of our nests draw from, and that are nearly used up, or not there."""
+        wanted = {nest.recipe.lot() for nest in self._nests.values() if isinstance(nest, Nest)} - {""}
+        if not wanted:
+            return []
+        low = self._configuration.file.pool.low_water
+        free = dict.fromkeys(wanted, 0) | {
+            view.lot: view.free for view in self._store.lots() if view.lot in wanted
+        }
+        return [
+            f"lot {name}: {left} certificates left; import the next lot (hallmark pool import)"
+            for name, left in sorted(free.items())
+            if left < low
+        ]
 
     # --- discovery ---
 

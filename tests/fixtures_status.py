@@ -121,6 +121,9 @@ class FakeControl:
     def offer(self, unit: str, record: str, by: str) -> None:
         self.calls.append(("offer", unit, str(len(record)), by))
 
+    def take_stock(self, file: str, by: str) -> None:
+        self.calls.append(("take_stock", file, by))
+
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         if choice == "no-choice":
             raise ValueError("no choice")
@@ -160,6 +163,9 @@ class FakeRecords:
 
     def decisions(self, limit: int, after: int, *, waiting: bool) -> Sequence[object]:
         return [{"id": after + 1, "limit": limit, "waiting": waiting}]
+
+    def lots(self) -> Sequence[object]:
+        return [{"lot": "L1", "free": 3}]
 
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         with self._condition:

@@ -20,6 +20,7 @@ from station.status.view import PAGE_LIMIT, EventView
 from station.store import Store
 from station.store.decisions import Decision
 from station.store.records import OutboxRecord, UnitRecord, UnitSummary
+from station.store.stock import LotView
 
 NOT_FOUND: Final = 404
 
@@ -34,6 +35,10 @@ class _Items(msgspec.Struct):
 
 class _Decisions(msgspec.Struct):
     decisions: list[Decision]
+
+
+class _Lots(msgspec.Struct):
+    lots: list[LotView]
 
 
 class Source:
@@ -104,6 +109,13 @@ class Source:
             if len(found) < PAGE_LIMIT:
                 return
             after = found[-1].id
+
+    def lots(self) -> list[LotView]:
+        """Lots of certificates made elsewhere, and vendors' manifests."""
+        if (store := self._offline()) is not None:
+            return store.lots()
+        found: _Lots = self._client.get("/v1/stock", _Lots)
+        return found.lots
 
     def events(self, since: int) -> Iterator[EventView]:
         """Audit events with a number over `since`, in order, up to now."""

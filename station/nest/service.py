@@ -24,16 +24,17 @@ from hal.errors import (
     ProtocolViolation,
     ResidencyUnproven,
 )
-from hal.types import Hierarchy, TpmAttestation, X509Attestation, X509GroupAttestation
+from hal.types import Hierarchy, KeyPurpose, TpmAttestation, X509Attestation, X509GroupAttestation
 from station import messages
 from station.archive import archive_record
 from station.attestation import to_json
 from station.enrollment import from_json
 from station.escrow_media import Medium
-from station.foreign import Terms
+from station.foreign import Terms, read_leaf
 from station.images import ImageStore
 from station.nest.attesting import Attesting
 from station.nest.keys import VisitKeys
+from station.nest.private_keys import PrivateKeys
 from station.nest.stock import VisitStock
 from station.nest.unit_secrets import UnitSecrets
 from station.offered import Offered
@@ -117,6 +118,7 @@ class VisitService:
         self._keys = VisitKeys(services.signer, recipe)
         self._secrets = UnitSecrets(services, visit)
         self._stock = VisitStock(services.store, visit, recipe.certificate(), services.terms)
+        self._private = PrivateKeys(services.store, services.signer, visit, recipe.certificate(), self._stock)
         self._attesting = Attesting()
         self.ended = False
         self._answers: dict[type, Callable[..., object]] = {
@@ -133,10 +135,10 @@ class VisitService:
             messages.Proven: self._proven,
             messages.Issue: self._issue,
             messages.Challenge: lambda _message: self._keys.challenge(),
-            messages.DeliverKey: lambda message: self._keys.deliver(self._joined(), self._key, message),
+            messages.DeliverKey: self._deliver,
             messages.ProveKey: lambda message: self._keys.prove(self._joined(), message),
-            messages.Draw: lambda message: self._stock.draw(self._joined(), message),
-            messages.Adopt: lambda message: self._stock.adopt(self._joined(), message),
+            messages.Draw: self._draw,
+            messages.Adopt: self._adopt,
             messages.StockName: self._stock.name,
             messages.Finish: self._finish,
             messages.Failed: self._failed,
@@ -390,6 +392,26 @@ class VisitService:
         )
         self._services.store.record_certificate(self._visit, message.profile, chain)
         return messages.Issued(chain)
+
+    def _deliver(self, message: messages.DeliverKey) -> messages.Delivered:
+        if message.purpose == KeyPurpose.PRIVATE:
+            return self._private.deliver(self._joined(), message)
+        return self._keys.deliver(self._joined(), self._key, message)
+
+    def _draw(self, message: messages.Draw) -> messages.Drawn:
+        self._check_residency(message.key)
+        return self._stock.draw(self._joined(), message)
+
+    def _adopt(self, message: messages.Adopt) -> messages.Ok:
+        if message.chain:
+            self._check_residency(read_leaf(message.chain[0]).spki)
+        return self._stock.adopt(self._joined(), message)
+
+    def _check_residency(self, key: bytes) -> None:
+        """Where the recipe says that the key is in the TPM, that was shown in this visit."""
+        options = self._recipe.certificate()
+        if options is not None and options.place == "tpm" and not self._attesting.covers(key):
+            raise ResidencyUnproven("the certificate's key has not been shown to be in the unit's TPM")
 
     def _joined(self) -> messages.Unit:
         if self._unit is None:

@@ -14,6 +14,7 @@ from hal.errors import CertificateUntrusted, ProtocolViolation, quote
 from station import foreign, messages
 from station.foreign import Terms
 from station.store import Store
+from station.store.stock import Drawn
 
 POOL: Final = "pool"
 PRELOADED: Final = "preloaded"
@@ -40,13 +41,21 @@ class VisitStock:
         self._clock = clock
 
     def draw(self, unit: messages.Unit, message: messages.Draw) -> messages.Drawn:
-        """The same one each time. Judged by the anchors of today: a PKI may have lost its place since the import."""
+        return messages.Drawn(self.drawn(unit, message.key).chain)
+
+    def drawn(self, unit: messages.Unit, key: bytes) -> Drawn:
+        """The unit's of its recipe's lot, the same one each time. `key`: SPKI, empty where it comes out of the pool.
+
+        Judged by the anchors of today: a PKI may have lost its place since the import.
+        """
         options, terms = self._wanted(POOL), self._terms.get(POOL, NOTHING)
-        key = hashlib.sha256(message.key).digest() if message.key else b""
+        if (options.key_from == "pool") == bool(key):
+            raise ProtocolViolation("a worker asked for another kind of lot than its recipe draws from")
+        digest = hashlib.sha256(key).digest() if key else b""
         name = unit.registration_id if options.subject == "registration-id" else ""
-        drawn = self._store.draw(self._visit, options.lot, key, name, terms.minimum_days)
-        foreign.judge(drawn.chain, terms, self._clock())
-        return messages.Drawn(drawn.chain)
+        found = self._store.draw(self._visit, options.lot, digest, name, terms.minimum_days)
+        foreign.judge(found.chain, terms, self._clock())
+        return found
 
     def adopt(self, unit: messages.Unit, message: messages.Adopt) -> messages.Ok:
         options = self._wanted(PRELOADED, DEVICE)

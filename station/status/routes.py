@@ -125,6 +125,7 @@ class Routes:
             get("/v1/outbox", lambda _: Answer.json(control.outbox())),
             get("/v1/outbox/items", self._outbox_items),
             get("/v1/decisions", self._decisions),
+            get("/v1/stock", lambda _: Answer.json({"lots": list(records.lots())})),
             get("/v1/events", self._events),
             get("/metrics", lambda _: Answer(200, metrics.render(self._snapshot()), METRICS_TYPE)),
             post("/v1/pause", lambda asked: control.pause(asked.by)),
@@ -139,6 +140,7 @@ class Routes:
             ),
             post("/v1/units/*/release", lambda asked: control.release(asked.segments[0], asked.by)),
             engineers_post("/v1/decisions/*/answer", self._decide),
+            engineers_post("/v1/stock", lambda asked: control.take_stock(asked.text("file"), asked.by)),
             engineers_post(
                 "/v1/units/*/auths",
                 lambda asked: control.offer(asked.segments[0], asked.text("record"), asked.by),

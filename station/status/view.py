@@ -252,6 +252,9 @@ class StationControl(Protocol):
     def offer(self, unit: str, record: str, by: str) -> None:
         """Auths from escrow (JSON) for the unit's next visit, kept in memory. LookupError for a unit without a TPM."""
 
+    def take_stock(self, file: str, by: str) -> None:
+        """Takes over the lot that a command left in a file of this name. Raises what is wrong with it."""
+
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         """Answers an open question. LookupError for a number that has none, ValueError for a word that is no choice."""
 
@@ -270,6 +273,9 @@ class Records(Protocol):
 
     def decisions(self, limit: int, after: int, *, waiting: bool) -> Sequence[object]:
         """Questions with a number over `after`, in order; with `waiting` only those without an answer."""
+
+    def lots(self) -> Sequence[object]:
+        """Lots of certificates made elsewhere, with what is left of each."""
 
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         """Those with a `seq` over `since`, in order."""

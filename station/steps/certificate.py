@@ -22,7 +22,14 @@ from hal.errors import (
     ResidencyUnproven,
     quote,
 )
-from hal.interfaces import CertificateStore, IdentityKeys, KeyAttestation, KeyPlace, Ownership
+from hal.interfaces import (
+    CertificateStore,
+    IdentityKeys,
+    KeyAttestation,
+    KeyDelivery,
+    KeyPlace,
+    Ownership,
+)
 from hal.secret import EMPTY, Secret
 from hal.types import AkKind, Hierarchy, KeyType
 from station.action import Action, Look, Need, Step, Trip
@@ -30,7 +37,7 @@ from station.messages import Facts
 from station.messages.worker import DEVICE_KEY
 from station.signature import spki, verify_signature
 from station.steps.attest import prove_attestation_key
-from station.steps.certificate_sources import Adopt, Draw, PresentKey
+from station.steps.certificate_sources import Adopt, DeliveredKey, Draw, PresentKey
 from station.steps.current_ek import current_ek
 from station.steps.device_key import REGISTRATION_ID, check_chain, key_facts, place_of, present_key
 from station.steps.tpm_auths import auth
@@ -66,6 +73,10 @@ class Options(Struct, frozen=True):
         Literal["p256", "p384", "rsa2048", "rsa3072"],
         Meta(description="'p256', 'p384', 'rsa2048' or 'rsa3072'"),
     ] = "p256"
+    key_from: Annotated[
+        Literal["device", "token", "pool"], Meta(description="'device', 'token' or 'pool'")
+    ] = "device"
+    """Where the key pair is made. What is not made in the device comes to it sealed, from the token."""
     template: Annotated[Literal["hallmark", "tcg-idevid"], Meta(description="'hallmark' or 'tcg-idevid'")] = (
         "hallmark"
     )
@@ -104,6 +115,15 @@ class Options(Struct, frozen=True):
         if (self.source in ("pool", "preloaded")) != bool(self.lot):
             raise ValueError(
                 "`lot` names the lot of source 'pool' or the manifest of 'preloaded', and of no other"
+            )
+        fitting = {"device": ("issue", "pool", "preloaded", "device"), "token": ("issue",), "pool": ("pool",)}
+        if self.source not in fitting[self.key_from]:
+            raise ValueError(
+                "`key_from` 'token' goes with source 'issue', 'pool' with source 'pool'; else the key is the device's"
+            )
+        if self.key_from != "device" and self.place == "tpm":
+            raise ValueError(
+                "a TPM's key is made in it; expected another `place` for a key that is delivered"
             )
         if self.source == "issue" and self.subject != REGISTRATION_ID:
             raise ValueError("what is issued here is for the registration ID; expected no other `subject`")
@@ -258,9 +278,8 @@ class Install(Action):
             if list(store.installed(trip.call)) == wanted:
                 continue
             if trip.board.has(Ownership, role):
-                _owner(
-                    trip
-                )  # NV of an owned TPM is written with the owner auth, which has to have held in this visit
+                # NV of an owned TPM is written with the owner auth, which has to have held in this visit.
+                _owner(trip)
             store.install(trip.call, wanted)
 
 
@@ -282,7 +301,10 @@ def _actions(options: Options) -> tuple[Action, ...]:
     match options.source:
         case "issue":
             iak: tuple[Action, ...] = (InitialAttestationKey(),) if options.iak else ()
-            return (Key(), *iak, *resident, Issue(), Install(), Prove())
+            key = DeliveredKey() if options.key_from == "token" else Key()
+            return (key, *iak, *resident, Issue(), Install(), Prove())
+        case "pool" if options.key_from == "pool":
+            return (Draw(), DeliveredKey(), Install(), Prove())
         case "pool":
             return (PresentKey(), *resident, Draw(), Install(), Prove())
         case _:
@@ -293,6 +315,8 @@ def _needs(options: Options) -> tuple[Need, ...]:
     needs: list[Need] = [(KeyPlace, options.place), *((CertificateStore, role) for role in options.stores)]
     if options.iak or options.template != "hallmark":
         needs.append((IdentityKeys, options.place))
+    if options.key_from != "device":
+        needs.append((KeyDelivery, options.place))
     if options.place == "tpm":
         needs.append((KeyAttestation, "tpm"))
     return tuple(needs)

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 
 from hal.errors import CredentialError, KeyConflict
-from hal.interfaces import CertificateStore
+from hal.interfaces import CertificateStore, KeyDelivery
+from hal.types import KeyPurpose
 from station.action import Action, Look, Trip
+from station.foreign import read_leaf
 from station.messages import Facts
 from station.steps.device_key import check_chain, key_facts, place_of
 
@@ -44,11 +46,49 @@ class Draw(Action):
         if not isinstance(chain, list) or not chain:
             return None
         certificates = [der for der in chain if isinstance(der, bytes)]
+        if trip.options.key_from == "pool":
+            trip.facts["key_spki"] = read_leaf(certificates[0]).spki
         check_chain(trip, certificates)
         return {"certificate_chain": certificates, "certificate_source": f"pool:{trip.options.lot}"}
 
     def apply(self, trip: Trip) -> None:
-        trip.facts["certificate_chain"] = list(trip.desk.draw(trip.octets("key_spki")))
+        key = b"" if trip.options.key_from == "pool" else trip.octets("key_spki")
+        trip.facts["certificate_chain"] = list(trip.desk.draw(key))
+
+
+class DeliveredKey(Action):
+    """The device has the private key that was made for it elsewhere: in the CA token, or with the pool's certificate.
+
+    It crosses the link sealed to a key that the device makes for this one delivery.
+    """
+
+    name = "key"
+    seconds = 120.0
+
+    def probe(self, trip: Trip) -> Facts | None:
+        key = place_of(trip).key(trip.call)
+        recorded = trip.recorded("certificate.key").get("key_spki")
+        if key is None:
+            if recorded is not None:
+                raise KeyConflict(
+                    "the key that this unit's certificate names is gone from the device",
+                    hint="Set the board aside: its key was erased; an engineer decides on a new identity.",
+                )
+            return None
+        if trip.options.key_from == "pool":
+            ours = key.spki == trip.facts.get("key_spki")
+        else:
+            ours = key.spki == recorded or (recorded is None and trip.ours("certificate.key"))
+        if not ours:
+            raise KeyConflict("a key that this station did not deliver is in the key's place")
+        return key_facts(trip, key)
+
+    def apply(self, trip: Trip) -> None:
+        board = trip.need(KeyDelivery, trip.options.place)
+        transport = board.transport_key(trip.call, trip.desk.challenge())
+        delivered = trip.desk.deliver_key(KeyPurpose.PRIVATE, transport, b"")
+        if board.install_key(trip.call, delivered.sealed) != delivered.spki:
+            raise KeyConflict("the device has another key now than the one that it was given")
 
 
 class Adopt(Look):
