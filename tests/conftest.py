@@ -18,5 +18,6 @@ pytest_plugins = [
     "tests.fixtures_tpm",
     "tests.fixtures_dps",
     "tests.fixtures_crash",
+    "tests.fixtures_sources",
     "tests.fixtures_config",
 ]

@@ -1,4 +1,4 @@
-"""Private keys on their way to the joined unit's board: made in the CA token, or the pool's. Only ciphertext comes here.
+"""Private keys on their way to the joined unit's board: made in the CA token, or the pool's. Ciphertext only.
 
 Whose key it is, is durable before the board gets it; the same key comes again after a crash, until the unit has passed.
 """

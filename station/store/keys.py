@@ -26,7 +26,11 @@ def claim(db: apsw.Connection, now: int, unit: str, key: bytes, what: str, visit
     DuplicateKey, with that unit's name, when it is another's.
     """
     refuse_if_known(db, key, unit)
-    lot = db.execute("SELECT lot FROM stock WHERE key = ? AND unit IS NOT ?", (key, unit)).get
+    # A board may be known by a key whose certificate waits for it in stock; it is certified in no other way than that.
+    lot = db.execute(
+        "SELECT lot FROM stock WHERE key = ?1 AND unit IS NOT ?2 AND (unit IS NOT NULL OR ?3)",
+        (key, unit, what == CERTIFICATE),
+    ).get
     if lot is not None:
         raise DuplicateKey(
             f"this key stands in lot {lot}: its certificate is made already, and is drawn from there",
@@ -52,3 +56,9 @@ def refuse_if_known(db: apsw.Connection, key: bytes, unit: str | None = None) ->
         f"this key is another unit's already: unit {registration_id} has it as {_MEANING.get(what, what)}",
         hint=f"Set the board aside, and unit {registration_id} too if it is at hand: one of them is a copy.",
     )
+
+
+def meaning(db: apsw.Connection, key: bytes) -> str | None:
+    """As what `key` was seen first: IDENTITY or CERTIFICATE; None when it wasn't."""
+    found: str | None = db.execute("SELECT what FROM keys_seen WHERE key = ?", (key,)).get
+    return found

@@ -94,7 +94,7 @@ def add_lot(db: apsw.Connection, now: int, lot: Lot, entries: Sequence[Entry], b
         (lot.lot, lot.kind, lot.origin, lot.sha256, lot.signer, len(entries), now),
     )
     for entry in entries:
-        _refuse_known(db, entry)
+        _refuse_known(db, entry, kind=lot.kind)
         db.execute(
             "INSERT INTO stock (key, lot, certificate, issuer, serial, common_name, not_after, chain, wrapped)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -122,9 +122,14 @@ def add_lot(db: apsw.Connection, now: int, lot: Lot, entries: Sequence[Entry], b
     return True
 
 
-def _refuse_known(db: apsw.Connection, entry: Entry) -> None:
-    """One unit, one key, one certificate: also among all that was ever seen, issued or delivered."""
-    keys.refuse_if_known(db, entry.key)
+def _refuse_known(db: apsw.Connection, entry: Entry, *, kind: str) -> None:
+    """One unit, one key, one certificate: also among all that was ever seen, issued or delivered.
+
+    A board that is known by its key may get the certificate for it later. But not a key that others made and had.
+    """
+    certified = db.execute("SELECT 1 FROM certificates WHERE key = ?", (entry.key,)).get
+    if kind == KEYS or certified or keys.meaning(db, entry.key) == keys.CERTIFICATE:
+        keys.refuse_if_known(db, entry.key)
     other = db.execute(
         "SELECT lot FROM stock WHERE key = ?1 OR certificate = ?2 OR (issuer, serial) = (?3, ?4) OR common_name = ?5",
         (entry.key, entry.certificate, entry.issuer, entry.serial, entry.common_name),

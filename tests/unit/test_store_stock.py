@@ -207,3 +207,31 @@ def test_stock_rows_are_never_deleted_nor_given_to_another(store: Store, store_p
                 db.execute(change)
         with pytest.raises(apsw.ConstraintError, match="stays its own"):
             db.execute("UPDATE stock SET unit = ?", (unit,))
+
+
+def test_a_board_may_be_known_by_a_key_in_stock_whose_certificate_it_then_gets(store: Store) -> None:
+    key = new_key()
+    store.add_lot(lot("L1"), [entry(PKI.chain("pooled-1", key))])
+    visit = parts.plug(store)
+    store.join(visit, "key", digest(key).hex(), "pooled-1", [])
+    assert store.stock_name(digest(key)) == "pooled-1"
+    assert store.draw(visit, "L1", digest(key), "pooled-1", DAYS).key == digest(key)
+
+
+def test_a_lot_for_keys_of_boards_that_were_seen_before_comes_in_but_not_with_their_private_keys(
+    store: Store,
+) -> None:
+    key, taken = new_key(), new_key()
+    visit = parts.plug(store)
+    store.join(visit, "key", digest(key).hex(), "incoming-1", [])
+    with pytest.raises(DuplicateKey, match="incoming-1 has it as its identity"):
+        store.add_lot(lot("L1", KEYS), [entry(PKI.chain("incoming-1", key), b"w")])
+    store.add_lot(lot("L2"), [entry(PKI.chain("incoming-1", key))])
+    with pytest.raises(DuplicateKey, match="incoming-1 has it as its identity"):
+        store.draw(joined(store, 2, "B"), "L2", digest(key), "", DAYS)
+    store.draw(visit, "L2", digest(key), "incoming-1", DAYS)
+    third = parts.plug(store, "C")
+    store.join(third, "key", digest(taken).hex(), "keyed-3", [])
+    store.record_certificate(third, "p", PKI.chain("keyed-3", taken))
+    with pytest.raises(DuplicateKey, match="keyed-3"):
+        store.add_lot(lot("L3"), [entry(PKI.chain("another", taken))])
