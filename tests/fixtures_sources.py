@@ -5,6 +5,8 @@ Elements are SoftHSM2 tokens, one folder a nest: `Elements.insert` puts another 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pytest
 from cryptography import x509
@@ -97,6 +99,16 @@ def board_recipe(certificate: str) -> str:
     )
 
 
+class Holder:
+    """Stands where a private key would: a certificate is made for its public half, the rest is in an element."""
+
+    def __init__(self, public: ec.EllipticCurvePublicKey) -> None:
+        self._public = public
+
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        return self._public
+
+
 DEVICE_RECIPE: Final = (
     f'sku = "gw-d"\ndrivers = {{ link = "smp-serial" }}\n{LINK}'
     '[[step]]\nuse = "key-identity"\nregistration_id = "certificate"\n'
@@ -127,7 +139,7 @@ class Sources:
         )
         softhsm.make_token(LABEL, PIN, {"SOFTHSM2_CONF": f"{reader}/softhsm2.conf"})
 
-    def make_key(self, nest: str) -> x509.Certificate | Any:
+    def make_key(self, nest: str) -> ec.EllipticCurvePublicKey:
         """What its maker did: a key in the element; its public half."""
         point = bytes.fromhex(self._element(nest, "make", ""))
         return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), point[-65:])
@@ -168,15 +180,11 @@ class Sources:
         return path
 
     def certificate_of(self, unit: str) -> x509.Certificate:
-        import base64
-
         found = self.bench.line.unit(unit)["certificate"]
         return x509.load_der_x509_certificate(base64.b64decode(found["chain"][0]))
 
 
 def leaf_digest(der: bytes) -> str:
-    import hashlib
-
     return hashlib.sha256(der).hexdigest()
 
 

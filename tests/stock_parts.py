@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -17,6 +17,10 @@ from station.store.stock import CERTIFICATES, KEYS, PRELOADED, Entry, Lot
 DER: Final = serialization.Encoding.DER
 NOW: Final = dt.datetime.now(dt.UTC)
 Key = ec.EllipticCurvePrivateKey
+
+
+class HasPublicKey(Protocol):
+    def public_key(self) -> ec.EllipticCurvePublicKey: ...
 
 
 def name(text: str) -> x509.Name:
@@ -56,7 +60,7 @@ class Pki:
             .sign(signer, hashes.SHA256())
         )
 
-    def leaf(self, common_name: str, key: Key, **changed: Any) -> bytes:
+    def leaf(self, common_name: str, key: HasPublicKey, **changed: Any) -> bytes:
         """A device certificate, but for what is `changed`: days, start, ca, purposes, signer."""
         builder = _begun(
             name(common_name), self.issuing.subject, key, changed.get("days", 3650), changed.get("start", 1)
@@ -66,12 +70,12 @@ class Pki:
             builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
         return builder.sign(changed.get("signer", self.key), hashes.SHA256()).public_bytes(DER)
 
-    def chain(self, common_name: str, key: Key, **changed: Any) -> list[bytes]:
+    def chain(self, common_name: str, key: HasPublicKey, **changed: Any) -> list[bytes]:
         return [self.leaf(common_name, key, **changed), self.issuing.public_bytes(DER)]
 
 
 def _begun(
-    subject: x509.Name, issuer: x509.Name, key: Key, days: int, start: int = 1
+    subject: x509.Name, issuer: x509.Name, key: HasPublicKey, days: int, start: int = 1
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
