@@ -205,3 +205,29 @@ def test_help_names_every_command_and_each_has_its_own() -> None:
         assert f"\n    {name} " in text
     done = subprocess.run([*words, "check", "--help"], capture_output=True, text=True, check=True)
     assert "--offline" in done.stdout
+
+
+def test_a_recipe_with_keys_for_the_cloud_needs_both_halves_of_the_upload_key(bench: Layout) -> None:
+    recipe = files.data_folder() / "recipes/gw-100-symmetric.toml"
+    text = recipe.read_text().replace("gw-100-symmetric-1.4.2.bin", "gw-200-1.4.2.bin")
+    (bench.etc / "recipes/gw-200.toml").write_text(text.replace('"gw-100-symmetric"', '"gw-200"'))
+    done = hallmark(bench, *OFFLINE)
+    assert done.returncode == 2
+    assert "upload_key" in done.stdout
+    assert "gw-200.toml makes symmetric keys" in done.stdout
+    with (bench.etc / "station.toml").open("a") as stream:
+        stream.write('\n[device_keys]\nupload_key = "trust/upload.pem"\n')
+    private, public = bench.etc / "credentials/upload-key", bench.etc / "trust/upload.pem"
+    public.write_text("no key")
+    assert "public key in PEM" in hallmark(bench, *OFFLINE).stdout
+    make = ("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", private)
+    subprocess.run(make, check=True, capture_output=True)
+    private.chmod(0o600)
+    subprocess.run(
+        ("openssl", "pkey", "-in", private, "-pubout", "-out", public), check=True, capture_output=True
+    )
+    assert hallmark(bench, *OFFLINE).returncode == 0
+    private.unlink()
+    done = hallmark(bench, *OFFLINE)
+    assert done.returncode == 2
+    assert "'upload-key' is missing" in done.stdout

@@ -326,6 +326,32 @@ def test_row_03_the_signer_keeps_nothing_of_a_unit_that_passed_and_still_knows_i
     assert made.secret("S") == before
 
 
+@pytest.mark.parametrize("effect", [4])
+def test_row_03_a_power_cut_in_the_middle_of_it_ends_in_the_one_key_that_was_enrolled(
+    made: Made, effect: int
+) -> None:
+    """Whatever the board had kept when its power failed: it is what the cloud knows in the end."""
+    bench = made.bench
+    image = bench.layout.etc / "images/gw-100-symmetric-1.4.2.bin"
+    if (before := made.boards.pop("S", None)) is not None:
+        bench.unplug(before)
+    visit = bench.visit_of("S")
+    board = bench.plug(bench.board("S", f"SN-CUT-{effect}", "--no-tpm", "--factory-image", str(image)))
+    board.ask(f"cut-at {effect}")
+    seen = bench.verdict("S", after=visit)
+    for _ in range(3):
+        if seen["outcome"] == "PASS":
+            break
+        seen = bench.again("S")
+    assert seen["outcome"] == "PASS", seen
+    assert board.ask("status")["power_cuts"] == 1
+    name = seen["registration_id"]
+    wait_for("the upload", 60, lambda: name in _enrolled(made))
+    key = (board.state / "secret.key").read_bytes()
+    assert register(bench.line.cloud.endpoint, SCOPE, name, key).registration_id == name
+    bench.unplug(board)
+
+
 def test_row_04_a_recipe_that_would_give_two_units_one_key_is_refused_with_the_reason(made: Made) -> None:
     bench = made.bench
     text = (bench.layout.etc / "recipes/gw-100-symmetric.toml").read_text()

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hal.errors import ProtocolViolation
-from hal.types import Enrollment, TpmAttestation, X509Attestation, X509GroupAttestation
+from hal.types import (
+    Enrollment,
+    SealedSymmetricAttestation,
+    SymmetricGroupAttestation,
+    TpmAttestation,
+    X509Attestation,
+    X509GroupAttestation,
+)
 from station.enrollment import SIZE_LIMIT, from_json, to_json
 
 ids = st.from_regex(r"[a-z0-9]([a-z0-9:._-]{0,126}[a-z0-9])?", fullmatch=True)
@@ -19,6 +26,8 @@ attestations = st.one_of(
     st.builds(TpmAttestation, octets, st.none() | octets),
     st.builds(X509Attestation, octets),
     st.builds(X509GroupAttestation, ids, octets),
+    st.builds(SealedSymmetricAttestation, octets),
+    st.builds(SymmetricGroupAttestation, ids),
 )
 tags = st.dictionaries(st.text(min_size=1, max_size=20), st.text(max_size=40), max_size=6)
 enrollments = st.builds(

@@ -41,7 +41,10 @@ from station.sealing import SUITE, open_upload
 from station.signer import ledger
 from station.signer.device_keys import DeviceKeys, verifier
 from station.signer.key_ledger import KeyLedger
+from station.signer.overrun import Overrun
+from station.signer.service import Service
 from station.unit_id import unit_id
+from station.wire import Problem
 
 VECTORS: Final = json.loads((Path(__file__).parents[1] / "data/dps/vectors.json").read_text())["derived_keys"]
 MASTER: Final = base64.b64decode(VECTORS[0]["masterKey"])
@@ -461,3 +464,29 @@ def test_a_row_of_another_unit_can_not_be_put_in_its_place(signer: Signer) -> No
     with pytest.raises(TokenError):
         signer.keys.seal(CALL, Board().asks("u1"))
     assert replace(one, kept=two.kept) == book.find("u1", KeyPurpose.SYMMETRIC)
+
+
+def test_only_root_and_the_signers_own_user_put_group_keys_in(signer: Signer) -> None:
+    """The station, a member of the clients' group, may ask for units' keys and for nothing of groups."""
+    nothing: Any = None
+    service = Service(
+        nothing,
+        nothing,
+        nothing,
+        nothing,
+        signer.book,
+        signer.token,
+        "resume",
+        "token",
+        Overrun(),
+        signer.keys,
+        nothing,
+    )
+    for request in (ImportGroupKey("line", MASTER), CheckGroupKey("line")):
+        answer = service.answer(request, None)
+        assert isinstance(answer, Problem)
+        assert "sudo" in answer.hint
+    assert signer.token.groups == {}
+    assert service.answer(ImportGroupKey("line", MASTER), "root") == signer.keys.group_key(
+        CALL, CheckGroupKey("line")
+    )

@@ -7,17 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hal.call import Call, Cancel
 from hal.errors import ConfigError, HallmarkError, Throttled, Unauthorized, Unreachable
-from hal.types import Enrollment, Receipt, UploadResult
+from hal.secret import Secret
+from hal.types import (
+    Enrollment,
+    Receipt,
+    SealedSymmetricAttestation,
+    SymmetricKeyAttestation,
+    UploadResult,
+)
 from station.credentials import FileCredentials
 from station.enrollment import to_json
 from station.messages import Item, Outcome, SinkHealth
 from station.notify import Watchdog
 from station.paths import Paths
+from station.sealing import seal_for_upload
 from station.uploader.lane import Lane
 from station.uploader.opening import Opener
 from station.uploader.outbox import Outbox
@@ -215,3 +225,74 @@ def test_files_that_are_no_good_credentials_are_refused_with_a_hint(paths: Paths
     for name in ("empty", "long", "pipe"):
         assert "empty, too long or no plain file" in str(problem(name))
     assert "every user" in str(problem("open"))
+
+
+# --- symmetric keys, opened at the last moment ---
+
+
+class Taking(StrangeSink):
+    """Takes all, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Enrollment] = []
+
+    def upload(self, call: Call, batch: Sequence[Enrollment]) -> UploadResult:
+        self.given += batch
+        return UploadResult(tuple(Receipt(item.registration_id) for item in batch))
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ).decode()
+
+
+def sealed_item(seq: int, to: ec.EllipticCurvePrivateKey, name: str, written: str = "") -> Item:
+    keys = SymmetricKeyAttestation(Secret(b"p" * 32), Secret(b"s" * 32))
+    sealed = SealedSymmetricAttestation(seal_for_upload(to.public_key(), name, keys))
+    return Item(seq, name, to_json(Enrollment(written or name, name, sealed)), 0)
+
+
+def offered(keys: Keys, *items: Item) -> tuple[Taking, Heard, float]:
+    sink, heard, waited = Taking(), Heard(), [0.0]
+    cancel, watchdog = Cancel(), Watchdog(("dps",), allowed=9)
+    lane = Lane("dps", sink, Path("nowhere"), watchdog, cancel, Opener(keys))
+
+    def pause(seconds: float) -> None:
+        waited[0] += seconds
+
+    lane._pause = pause  # type: ignore[method-assign]
+    lane._deliver(heard, list(items))
+    return sink, heard, waited[0]
+
+
+def test_keys_are_opened_for_the_sink_only_and_for_their_own_unit() -> None:
+    uploader, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    keys = Keys({"upload-key": private_pem(uploader)})
+    sink, heard, waited = offered(
+        keys,
+        sealed_item(1, uploader, "gw-1"),
+        sealed_item(2, other, "gw-2"),
+        sealed_item(3, uploader, "gw-3", written="gw-4"),
+        Item(4, "gw-5", to_json(unit("gw-5")), 0),
+    )
+    assert [item.registration_id for item in sink.given] == ["gw-1", "gw-5"]
+    assert sink.given[0].attestation == SymmetricKeyAttestation(Secret(b"p" * 32), Secret(b"s" * 32))
+    by_seq = {outcome.seq: outcome.problem and outcome.problem.code for outcome in heard.outcomes}
+    assert by_seq == {1: None, 2: "Rejected", 3: "Rejected", 4: None}, "no try opens what is another's"
+    assert waited == 0
+
+
+@pytest.mark.parametrize("found", [{}, {"upload-key": "not a key: SECRET"}], ids=["missing", "unreadable"])
+def test_without_its_private_key_they_wait_and_hold_nothing_else_up(found: dict[str, str]) -> None:
+    uploader = ec.generate_private_key(ec.SECP256R1())
+    sink, heard, waited = offered(
+        Keys(found), sealed_item(1, uploader, "gw-1"), Item(2, "gw-2", to_json(unit("gw-2")), 0)
+    )
+    assert [item.registration_id for item in sink.given] == ["gw-2"]
+    by_seq = {outcome.seq: outcome.problem and outcome.problem.code for outcome in heard.outcomes}
+    assert by_seq == {1: "Unauthorized", 2: None}
+    assert waited > 0, "not again at once"
+    assert "SECRET" not in repr(heard.outcomes)
+    assert "SECRET" not in repr(heard.told)
