@@ -42,7 +42,7 @@ from station.signer import ledger
 from station.signer.device_keys import DeviceKeys, verifier
 from station.signer.key_ledger import KeyLedger
 from station.signer.overrun import Overrun
-from station.signer.service import Service
+from station.signer.service import Asker, Service
 from station.unit_id import unit_id
 from station.wire import Problem
 
@@ -470,10 +470,7 @@ def test_only_root_and_the_signers_own_user_put_group_keys_in(signer: Signer) ->
     """The station, a member of the clients' group, may ask for units' keys and for nothing of groups."""
     nothing: Any = None
     service = Service(
-        nothing,
-        nothing,
-        nothing,
-        nothing,
+        *(nothing,) * 5,
         signer.book,
         signer.token,
         "resume",
@@ -483,10 +480,10 @@ def test_only_root_and_the_signers_own_user_put_group_keys_in(signer: Signer) ->
         nothing,
     )
     for request in (ImportGroupKey("line", MASTER), CheckGroupKey("line")):
-        answer = service.answer(request, None)
+        answer = service.answer(request, Asker("hallmark", may_change=False))
         assert isinstance(answer, Problem)
         assert "sudo" in answer.hint
     assert signer.token.groups == {}
-    assert service.answer(ImportGroupKey("line", MASTER), "root") == signer.keys.group_key(
-        CALL, CheckGroupKey("line")
-    )
+    assert service.answer(
+        ImportGroupKey("line", MASTER), Asker("root", may_change=True)
+    ) == signer.keys.group_key(CALL, CheckGroupKey("line"))
