@@ -46,6 +46,32 @@ class OpensslRoot:
         )
         return made
 
+    def intermediate(self, folder: Path, subject: str, new_key: tuple[str, ...] = ()) -> OpensslRoot:
+        """A CA below this one, which signs as this does. `certificate` is its own; the root stays this one's."""
+        folder.mkdir()
+        csr = folder / "ca.csr"
+        kind = new_key or ("ec", "-pkeyopt", "ec_paramgen_curve:P-384")
+        key = folder / "root.key"
+        openssl(
+            *(
+                "req",
+                "-new",
+                "-newkey",
+                *kind,
+                "-noenc",
+                "-subj",
+                subject,
+                "-keyout",
+                str(key),
+                "-out",
+                str(csr),
+            )
+        )
+        made = self.sign(csr, ISSUING.replace(",pathlen:0", ""), days=8000)
+        below = OpensslRoot.__new__(OpensslRoot)
+        below.folder, below.certificate, below.key = folder, made, key
+        return below
+
     def verify(self, chain: list[bytes], folder: Path, *words: str) -> None:
         """That openssl takes the chain (DER, leaf first) for a TLS client's."""
         folder.mkdir()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import hashlib
 import json
-import signal
 import subprocess
 import threading
 import time
@@ -14,50 +12,23 @@ from contextlib import closing
 from pathlib import Path
 
 import apsw
-import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hal.errors import ClockUntrusted, PeerUnavailable
-from station.messages import SignRequest
-from tests.fixtures_config import Releaser
-from tests.fixtures_signer import BenchCa, configure, make_token, sign_request, softhsm_module, station_toml
+from tests.fixtures_signer import BenchCa, softhsm_module, station_toml
 from tests.openssl_root import OpensslRoot
-
-
-def did(ca: BenchCa, *words: str) -> str:
-    """`hallmark ca ...`, done; what it says."""
-    done = ca.hallmark("ca", *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def request_of(ca: BenchCa, unit: str, key: ec.EllipticCurvePrivateKey | None = None) -> SignRequest:
-    """As the station asks in production, with the digest of the configuration that both go by."""
-    digest = hashlib.sha256((ca.paths.configuration.parent / "set.json").read_bytes()).digest()
-    return msgspec.structs.replace(sign_request(unit, key), configuration=digest)
+from tests.production_ca import did, production_ca, request_of
 
 
 @pytest.fixture
 def line(short_root: Path) -> Iterator[tuple[BenchCa, OpensslRoot]]:
-    """A production signer that runs, its first intermediate from a root of openssl's."""
-    ca = configure(short_root, make_token(short_root))
-    ca.paths.configuration.write_text(station_toml(softhsm_module(), "production"))
-    Releaser(short_root).release()
-    root = OpensslRoot(short_root / "root")
-    csr = short_root / "1.csr"
-    did(ca, "init")
-    did(ca, "csr", "--out", str(csr))
-    did(ca, "install", str(root.sign(csr)), "--root", str(root.certificate))
-    try:
-        ca.start()
-        yield ca, root
-    finally:
-        ca.stop(signal.SIGKILL)
+    with production_ca(short_root) as made:
+        yield made
 
 
-def test_row_06_a_new_intermediate_takes_over_while_the_line_issues_and_no_request_is_lost(
+def test_a_new_intermediate_takes_over_while_the_line_issues_and_no_request_is_lost(
     line: tuple[BenchCa, OpensslRoot],
 ) -> None:
     ca, root = line
@@ -102,7 +73,7 @@ def test_row_06_a_new_intermediate_takes_over_while_the_line_issues_and_no_reque
         leaf, above = (x509.load_der_x509_certificate(one) for one in chain)
         leaf.verify_directly_issued_by(above)
         by[above.subject.rfc4514_string()] = by.get(above.subject.rfc4514_string(), 0) + 1
-    assert set(by) == {"CN=test-line issuing CA", "CN=test-line issuing CA 2"}
+    assert set(by) == {"CN=test-line issuing CA,O=Acme", "CN=test-line issuing CA 2"}
     assert sum(by.values()) == len(chains) == ca.client.state().issued
     assert len({x509.load_der_x509_certificate(chain[0]).serial_number for chain in chains}) == len(chains)
     # The station goes on knowing both, also after a restart.
@@ -136,7 +107,7 @@ def test_a_signer_killed_between_intent_and_signature_finishes_it_with_the_forme
     ca.start()
     leaf, above = (x509.load_der_x509_certificate(one) for one in ca.client.issue(asked))
     leaf.verify_directly_issued_by(above)
-    assert above.subject.rfc4514_string() == "CN=test-line issuing CA"
+    assert above.subject.rfc4514_string() == "CN=test-line issuing CA,O=Acme"
     (_, newer) = (x509.load_der_x509_certificate(one) for one in ca.client.issue(request_of(ca, "8")))
     assert newer.subject.rfc4514_string() == "CN=test-line issuing CA 2"
 

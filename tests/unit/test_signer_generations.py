@@ -124,13 +124,13 @@ class Station:
     def roll(self) -> messages.CaGeneration:
         return self.install(self.certify(self.request(new_key=True).csr))
 
-    def issue(self, unit: str) -> x509.Certificate:
-        return self.issue_chain(unit)[0]
+    def issue(self, unit: str, profile: str = "idevid-p256") -> x509.Certificate:
+        return self.issue_chain(unit, profile)[0]
 
-    def issue_chain(self, unit: str) -> list[x509.Certificate]:
+    def issue_chain(self, unit: str, profile: str = "idevid-p256") -> list[x509.Certificate]:
         return [
             x509.load_der_x509_certificate(one)
-            for one in self.issuer.issue(Call.lasting(10), sign_request(unit, self.key_of(unit)))
+            for one in self.issuer.issue(Call.lasting(10), sign_request(unit, self.key_of(unit), profile))
         ]
 
     def key_of(self, unit: str) -> ec.EllipticCurvePrivateKey:
