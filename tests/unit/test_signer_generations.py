@@ -76,6 +76,7 @@ class Station:
         self.clocks = Clocks(NOW)
         self.token = KeyRing()
         self.root = Ca("root")
+        self.answers: dict[str, x509.Certificate] = {}
         self.root_certificate = self.root.signs(self.root, end=NOW + 30 * YEAR)
         self.token.make_key(Call(), "issuing-ca", KeyType.P256)
         self.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import pytest
@@ -146,6 +147,25 @@ def test_a_certificate_on_record_is_checked_before_it_is_used_again(change: str)
     with pytest.raises((KeyConflict, CredentialError)):
         again.run()
     assert "install" not in again.stage.said
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_certificate_of_a_former_ca_of_the_station_is_kept_and_a_strangers_is_not(known: bool) -> None:
+    first = Visit()
+    first.run()
+    again = Visit(first.recorded())
+    again.board.private, again.board.chain = first.board.private, first.board.chain
+    issuers = (Ca("issuing 2").certificate, *([CA.certificate] if known else []))
+    trip = again.stage.trip
+    again.stage.trip = lambda **given: dataclasses.replace(  # type: ignore[method-assign]
+        made := trip(**given), about=dataclasses.replace(made.about, issuers=issuers)
+    )
+    if known:
+        again.run()
+        assert again.issued == []
+    else:
+        with pytest.raises(CredentialError, match="none of the CAs that this station has had"):
+            again.run()
 
 
 # --- who a board is ---------------------------------------------------------------------------------------------
