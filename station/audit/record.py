@@ -88,6 +88,11 @@ def read(octets: bytes) -> Record:
     return found
 
 
+def octets_of(found: Record) -> bytes:
+    """The canonical octets of a record, however what it was read from was laid out."""
+    return _encoder.encode(found)
+
+
 def leaf_of(
     seq: int,
     at: int,

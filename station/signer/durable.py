@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from hal.errors import StoreUnavailable
@@ -11,6 +12,11 @@ from hal.errors import StoreUnavailable
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     """`path` with `data`, durable on return: a temporary file, fsync, rename, fsync of the folder."""
+    write_lines(path, (data,), mode)
+
+
+def write_lines(path: Path, lines: Iterable[bytes], mode: int = 0o600) -> None:
+    """The same for data that needn't be in memory at once. `path` stays as it was when `lines` raises."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -19,7 +25,7 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
         with os.fdopen(fd, "wb") as stream:
             os.fchmod(fd, mode)  # whatever the umask
             give_to_owner(fd, path.parent)
-            stream.write(data)
+            stream.writelines(lines)
             stream.flush()
             os.fsync(fd)
         temporary.replace(path)
@@ -27,6 +33,9 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
     except OSError as error:
         message = f"{path.name} can't be written: {error.strerror}"
         raise StoreUnavailable(message) from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def remove(path: Path) -> None:

@@ -71,6 +71,15 @@ def newest(db: apsw.Connection) -> Signed | None:
     return None if row is None else Signed(*row)
 
 
+def keys(db: apsw.Connection) -> list[bytes]:
+    """DER SubjectPublicKeyInfo of each key that signed the current trail, the last one first."""
+    rows = db.execute(
+        "SELECT key FROM audit_checkpoints WHERE trail = ? GROUP BY key ORDER BY max(size) DESC",
+        (_current(db)[0],),
+    )
+    return [row[0] for row in rows]
+
+
 def after(db: apsw.Connection, size: int, limit: int = PAGE) -> list[Signed]:
     """Those of the current trail over more than `size` records, in order."""
     rows = db.execute(

@@ -560,6 +560,10 @@ class Store:
         """Checkpoints over more than `after` records, in order."""
         return self._readers.read(lambda db: checkpoints.after(db, after, limit))
 
+    def audit_keys(self) -> list[bytes]:
+        """DER SubjectPublicKeyInfo of the keys that signed checkpoints, the last one first."""
+        return self._readers.read(checkpoints.keys)
+
     def audit_waiting(self) -> checkpoints.Waiting:
         """What came after the newest checkpoint."""
         return self._readers.read(checkpoints.waiting)
