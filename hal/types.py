@@ -445,12 +445,18 @@ Attestation = (
 
 @dataclass(frozen=True, slots=True)
 class Enrollment:
-    """What the cloud has to know of one unit, in no cloud's terms. `tags` are for the initial twin."""
+    """What the cloud has to know of one unit, in no cloud's terms. `tags` are for the initial twin.
+
+    `audit_head`: the station's newest signed audit checkpoint (a C2SP signed note) when this was sent, for services
+    that can keep it; empty when there is none. It travels along and is no part of the enrollment: two that differ only
+    in it are the same one.
+    """
 
     registration_id: str
     device_id: str
     attestation: Attestation
     tags: Mapping[str, str] = field(default_factory=dict)
+    audit_head: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,10 @@ import msgspec
 from msgspec import Struct
 
 from station.attestation import Transcript, from_json
+from station.audit.proof import UnitProof
 from station.messages import Facts
 from station.store import Store
+from station.trail import unit_proof
 from station.trust.verdict import Verdict
 
 
@@ -35,6 +37,8 @@ class ArchiveRecord(Struct, frozen=True):
     ek_verdict: Verdict | None = None
     """What vouches for its EK; None for boards without a TPM."""
     attestation: Transcript | None = None
+    audit: UnitProof | None = None
+    """The unit's audit records, proven against the newest checkpoint; None while the trail has none."""
 
 
 def archive_record(station: str, store: Store, unit: str) -> bytes:
@@ -57,6 +61,7 @@ def archive_record(station: str, store: Store, unit: str) -> bytes:
             configuration=(record.visits[-1].configuration or b"").hex() if record.visits else "",
             ek_verdict=record.ek_verdict,
             attestation=from_json(record.attestation) if record.attestation is not None else None,
+            audit=unit_proof(store, unit) if store.audit_checkpoint() is not None else None,
         ),
         order="sorted",
     )

@@ -48,9 +48,12 @@ class OutboxServer:
         on_health: Callable[[SinkHealth], None],
         users: Iterable[str] = (UPLOADER,),
         configuration: bytes = b"",
+        head: Callable[[], bytes] = bytes,
     ) -> None:
-        """`configuration`: digest of our signed set; an uploader with another one gets nothing."""
-        self._configuration = configuration
+        """`configuration`: digest of our signed set; an uploader with another one gets nothing. `head`: the audit
+        trail's newest checkpoint, which goes with each batch.
+        """
+        self._configuration, self._head = configuration, head
         self._store, self._on_health = store, on_health
         self._path = listener if isinstance(listener, Path) else None
         self._listener = listen(listener, SOCKET_MODE) if isinstance(listener, Path) else listener
@@ -177,7 +180,7 @@ class OutboxServer:
         while True:
             seen = self._store.changes()
             if items := self._store.lease(asked.sink, asked.most, owner):
-                return Batch(items)
+                return Batch(items, self._head())
             left = until - time.monotonic()
             if left <= 0 or self._stop.is_set():
                 return Batch([])

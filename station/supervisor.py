@@ -124,6 +124,7 @@ class Supervisor:
                 self._outbox,
                 self.overview.sink_health,
                 configuration=bytes.fromhex(self._configuration.digest),
+                head=self._checkpoints.head,
             )
             outbox.start()
             stack.callback(outbox.stop)

@@ -18,6 +18,7 @@ class DpsSettings:
     """`endpoint`: https://NAME.azure-devices-provisioning.net (http:// on loopback only). `policy`: a shared access
     policy with EnrollmentWrite and EnrollmentRead, no more. `key`: the name of the credential that holds its key.
     `trust`: a PEM file of roots in the place of the system's. `storage_root_key`: send the SRK beside the EK.
+    `audit_tag`: the tag of the initial twin that takes the station's newest audit checkpoint; empty: it isn't sent.
     """
 
     endpoint: str
@@ -25,6 +26,7 @@ class DpsSettings:
     key: str
     trust: str = ""
     storage_root_key: bool = False
+    audit_tag: str = "auditCheckpoint"
 
 
 @contextmanager
@@ -35,7 +37,9 @@ def open_sink(settings: DpsSettings, needs: Bindings) -> Iterator[Mapping[type, 
         settings.endpoint, settings.policy, lambda: credentials.secret(settings.key), settings.trust
     )
     try:
-        yield {EnrollmentSink: DpsSink(service, with_srk=settings.storage_root_key)}
+        yield {
+            EnrollmentSink: DpsSink(service, with_srk=settings.storage_root_key, head_tag=settings.audit_tag)
+        }
     finally:
         service.close()
 

@@ -32,8 +32,11 @@ TAG_FORBIDDEN: Final = re.compile(r"[\x00-\x20.$\x7f-\x9f]")
 Json = dict[str, Any]
 
 
-def individual(enrollment: Enrollment, *, with_srk: bool = False) -> Json:
-    """The IndividualEnrollment of an enrollment, Rejected when the service could never take it."""
+def individual(enrollment: Enrollment, *, with_srk: bool = False, head_tag: str = "") -> Json:
+    """The IndividualEnrollment of an enrollment, Rejected when the service could never take it.
+
+    `head_tag`: the tag that takes the station's audit checkpoint; empty: it isn't sent.
+    """
     if not REGISTRATION_ID.fullmatch(enrollment.registration_id):
         raise Rejected(f"registration ID {quote(enrollment.registration_id)} is not one that DPS takes")
     attestation: Json
@@ -65,6 +68,8 @@ def individual(enrollment: Enrollment, *, with_srk: bool = False) -> Json:
                     hint="Rename the tag in the recipe: no dots, spaces or $; not version, count or metadata.",
                 )
         made["initialTwin"] = {"tags": dict(enrollment.tags)}
+    if head_tag and enrollment.audit_head and head_tag not in enrollment.tags:
+        made.setdefault("initialTwin", {"tags": {}})["tags"][head_tag] = enrollment.audit_head
     if len(encode(made)) > BODY_LIMIT:
         raise Rejected(f"the enrollment is over the service's limit of {BODY_LIMIT} octets")
     return made
@@ -210,6 +215,25 @@ def same_content(sent: Json, found: object) -> str | None:
         if theirs != value:
             return f"tag {quote(name)} is {quote(theirs)}"
     return None
+
+
+def without_head(form: Json, head_tag: str) -> Json:
+    """`form` without the audit checkpoint, which is another one at each try."""
+    twin = form.get("initialTwin", {"tags": {}})
+    tags = {name: value for name, value in twin["tags"].items() if name != head_tag}
+    return {**form, "initialTwin": {"tags": tags}} if "initialTwin" in form else form
+
+
+def with_head_of(form: Json, found: object, head_tag: str) -> Json:
+    """`form` with the audit checkpoint that the record `found` has kept, if it is one's text."""
+    made = without_head(form, head_tag)
+    kept = _at(found, "initialTwin", "tags", head_tag)
+    if isinstance(kept, str):
+        made = {
+            **made,
+            "initialTwin": {"tags": {**made.get("initialTwin", {"tags": {}})["tags"], head_tag: kept}},
+        }
+    return made
 
 
 def _attestation_differs(sent: Json, found: object) -> str | None:

@@ -30,8 +30,9 @@ Verdict = Receipt | HallmarkError
 class DpsSink:
     """`hal.interfaces.EnrollmentSink`. Not for several threads at once."""
 
-    def __init__(self, service: Service, *, with_srk: bool = False) -> None:
-        self._service, self._with_srk = service, with_srk
+    def __init__(self, service: Service, *, with_srk: bool = False, head_tag: str = "") -> None:
+        """`head_tag`: the tag of the initial twin that keeps the station's audit checkpoint; empty: none does."""
+        self._service, self._with_srk, self._head_tag = service, with_srk, head_tag
         self._skew: float | None = None
 
     @property
@@ -43,7 +44,7 @@ class DpsSink:
         work = _Batch(batch)
         self._skew = None
         try:
-            for indexes in work.rounds(with_srk=self._with_srk):
+            for indexes in work.rounds(with_srk=self._with_srk, head_tag=self._head_tag):
                 self._create(call, work, indexes)
             self._groups(call, work)
         except SinkError as error:
@@ -128,8 +129,11 @@ class DpsSink:
         elif not _fine(answer):
             work.settle(index, _refusal(answer))
         else:
-            difference = messages.same_content(form, self._with_keys(call, form, answer))
+            tag = "" if self._head_tag in work.batch[index].tags else self._head_tag
+            found = self._with_keys(call, form, answer)
+            difference = messages.same_content(messages.without_head(form, tag), found)
             if difference is None:
+                work.forms[index] = messages.with_head_of(form, found, tag) if tag else form
                 work.receive(index, etag=_etag(answer), existed=True)
             else:
                 work.settle(
@@ -212,14 +216,14 @@ class _Batch:
                     found.setdefault((group, "symmetricKey"), []).append(index)
         return found
 
-    def rounds(self, *, with_srk: bool) -> Iterator[list[int]]:
+    def rounds(self, *, with_srk: bool, head_tag: str) -> Iterator[list[int]]:
         """Indexes by request: at most BULK_LIMIT and BODY_LIMIT, and no ID twice in one (it would fail the whole)."""
         waiting: list[int] = []
         for index, enrollment in enumerate(self.batch):
             if isinstance(enrollment.attestation, X509GroupAttestation | SymmetricGroupAttestation):
                 continue
             try:
-                self.forms[index] = messages.individual(enrollment, with_srk=with_srk)
+                self.forms[index] = messages.individual(enrollment, with_srk=with_srk, head_tag=head_tag)
             except Rejected as error:
                 self.settle(index, error)
                 continue

@@ -31,7 +31,10 @@ class Item(Struct, frozen=True):
 
 
 class Batch(Struct, frozen=True, tag="batch"):
+    """`head`: the newest signed checkpoint of the audit trail, to be sent along; empty when there is none."""
+
     items: list[Item]
+    head: Blob = b""
 
 
 class Outcome(Struct, frozen=True):

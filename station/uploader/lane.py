@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from hal.errors import Aborted, HallmarkError, Rejected, SinkError, Unreachable
 from hal.interfaces import EnrollmentSink
 from hal.types import Enrollment, Receipt, UploadResult
 from station.enrollment import from_json
-from station.messages import Item, Outcome, SinkHealth
+from station.messages import Batch, Item, Outcome, SinkHealth
 from station.notify import Watchdog
 from station.uploader.opening import Opener
 from station.uploader.outbox import Outbox
@@ -73,16 +74,17 @@ class Lane:
             while True:
                 self._watchdog.beat(self._name)
                 wait = min(LEASE_SECONDS, self._watchdog.interval)
-                items = outbox.lease(self._call, self._name, self._sink.batch_limit, wait)
+                leased = outbox.lease(self._call, self._name, self._sink.batch_limit, wait)
                 if self._station_pace.tries:
                     self._log.info("outbox reachable again")
                 self._station_pace.succeeded()
-                if items and not self._deliver(outbox, items):
+                if leased.items and not self._deliver(outbox, leased):
                     return  # connects again
 
-    def _deliver(self, outbox: Outbox, items: Sequence[Item]) -> bool:
+    def _deliver(self, outbox: Outbox, leased: Batch) -> bool:
         """One batch: uploaded, reported, and where it failed waited for. False when the lease was given back."""
-        outcomes, batch, failure = self._read(items)
+        items = leased.items
+        outcomes, batch, failure = self._read(items, leased.head.decode())
         skew = None
         if batch:
             try:
@@ -114,7 +116,7 @@ class Lane:
         return reported
 
     def _read(
-        self, items: Sequence[Item]
+        self, items: Sequence[Item], head: str
     ) -> tuple[list[Outcome], list[tuple[Item, Enrollment]], HallmarkError | None]:
         """Outcomes of items that can't be read (parked: no try will change that) or opened, and the others with their
         enrollments; and what has to be waited for, if anything has.
@@ -124,7 +126,8 @@ class Lane:
         failure: HallmarkError | None = None
         for item in items:
             try:
-                batch.append((item, self._opener.opened(from_json(item.enrollment))))
+                found = replace(from_json(item.enrollment), audit_head=head)
+                batch.append((item, self._opener.opened(found)))
             except SinkError as error:
                 self._log.warning("not opened", unit=item.registration_id, code=error.code, reason=str(error))
                 outcomes.append(Outcome(item.seq, problem=Problem.of(error)))

@@ -14,7 +14,6 @@ from hal.call import Call
 from hal.errors import DeadlineExceeded, PeerUnavailable, ProtocolViolation
 from station.messages import (
     Batch,
-    Item,
     Lease,
     Ok,
     OutboxSays,
@@ -51,12 +50,12 @@ class Outbox:
         with suppress(OSError):  # the other side may be gone already; there is nothing left to say to it
             self._link.close()
 
-    def lease(self, call: Call, sink: str, most: int, wait: float) -> list[Item]:
-        """At most `most` items, after up to `wait` seconds without any: none."""
+    def lease(self, call: Call, sink: str, most: int, wait: float) -> Batch:
+        """At most `most` items, after up to `wait` seconds without any: none. With the audit trail's checkpoint."""
         answer = self._ask(call.within(wait + ANSWER_SECONDS), Lease(sink, most, wait, self._configuration))
         if not isinstance(answer, Batch):
             raise ProtocolViolation(f"the station answered a lease with {type(answer).__name__}")
-        return answer.items
+        return answer
 
     def report(self, call: Call, outcomes: Sequence[Outcome]) -> None:
         """Returns when they are durable."""

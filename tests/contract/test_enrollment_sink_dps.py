@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from drivers.emulated.dps.server import Cloud
 from drivers.emulated.dps.service_api import GROUPS
 from hal.call import Call
 from hal.conformance import enrollment_sink
-from hal.errors import HallmarkError, Rejected
+from hal.errors import Conflict, HallmarkError, Rejected
 from hal.interfaces import EnrollmentSink
 from hal.types import Enrollment, Receipt, TpmAttestation, X509Attestation, X509GroupAttestation
 from tests.fixtures_dps import EKS, Description, issue, sink_for, unit
@@ -107,3 +110,39 @@ def test_units_of_a_group_need_the_group_and_no_record(cloud: Cloud, sink: Enrol
     assert [item.existed for item in taken if isinstance(item, Receipt)] == [True] * 3
     assert len(cloud.weather.noted()) == before + 1, "one look for the group, not one for each unit"
     assert cloud.store.count("enrollment") == 0
+
+
+def test_the_audit_checkpoint_goes_with_each_enrollment_and_makes_no_other_one_of_it(
+    cloud: Cloud, description: Description
+) -> None:
+    """The service keeps the one that came first: a station that is rolled back later can't take it away."""
+    note = "example.com/line-1/0123\n{}\nAAAA\n\n— example.com/line-1/0123 AAAA\n".format
+    units = [replace(unit(f"gw-{number}", sku="a"), audit_head=note(100)) for number in range(2)]
+    with sink_for(cloud.endpoint) as sink:
+        assert all(isinstance(item, Receipt) for item in sink.upload(Call.lasting(30), units).items)
+        later = [replace(item, audit_head=note(200)) for item in units]
+        again = sink.upload(Call.lasting(30), later).items
+        alone = sink.upload(Call.lasting(30), [replace(units[0], audit_head="")]).items
+        other = sink.upload(Call.lasting(30), [replace(later[0], tags={"sku": "b"})]).items
+    for item in (*again, *alone):
+        assert isinstance(item, Receipt), item
+        assert item.existed
+        tags = json.loads(item.sent)["initialTwin"]["tags"]
+        assert tags == {"sku": "a", "auditCheckpoint": note(100)}, (
+            "what the service has, not what came too late"
+        )
+    assert isinstance(other[0], Conflict)
+    for method, path, body in requests(cloud):
+        description.check_request(method, path, body)
+
+
+@pytest.mark.parametrize("tag", ["", "sku"])
+def test_the_checkpoint_is_left_out_where_it_is_not_wanted_or_its_place_is_taken(
+    cloud: Cloud, tag: str
+) -> None:
+    one = replace(unit("gw-1", sku="a"), audit_head="head")
+    with sink_for(cloud.endpoint, audit_tag=tag) as sink:
+        for _ in range(2):
+            (item,) = sink.upload(Call.lasting(30), [one]).items
+            assert isinstance(item, Receipt), item
+            assert json.loads(item.sent)["initialTwin"] == {"tags": {"sku": "a"}}

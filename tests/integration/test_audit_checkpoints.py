@@ -12,17 +12,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
+import msgspec
 import pytest
 
+from hal.call import Call
 from hal.errors import AuditBroken, AuditUnavailable, KeyMissing, PeerUnavailable
 from hal.types import TokenCondition
 from station import messages
-from station.audit import note, tree
+from station.archive import ArchiveRecord, archive_record
+from station.audit import note, proof, tree
+from station.audit.verify import Trust
 from station.checkpoints import Checkpoints
 from station.config import AuditSection
+from station.outbox import OutboxServer
 from station.signer_client import SignerClient
 from station.store import Store
 from station.store.checkpoints import Signed
+from station.uploader.outbox import Outbox
 from tests import store_parts as parts
 from tests.fixtures_signer import BenchCa, bench_ca
 from tests.unit.test_audit_store import fill, records_of, tamper
@@ -341,3 +347,22 @@ def test_notes_of_a_real_token_are_read_back(line: Line) -> None:
     signed = line.sign()
     found = note.read_note(signed.note)
     assert note.verify(found, [note.checkpoint_key(signed.key)]).spki == signed.key
+
+
+def test_the_newest_checkpoint_goes_with_each_batch_and_the_archive_record_proves_the_unit(
+    line: Line, tmp_path: Path
+) -> None:
+    with line.store() as store:
+        checkpoints = line.checkpoints(store)
+        unit = parts.trip(store, 1).unit
+        signed = checkpoints.sign()
+        server = OutboxServer(store, line.ca.root / "outbox.sock", lambda _: None, head=checkpoints.head)
+        server.start()
+        with Outbox(line.ca.root / "outbox.sock") as outbox:
+            batch = outbox.lease(Call.lasting(10), "dps", 10, 1.0)
+        server.stop()
+        assert (len(batch.items), batch.head) == (1, signed.note)
+        record = msgspec.json.decode(archive_record("line-1", store, unit), type=ArchiveRecord)
+        assert record.audit is not None
+        proven = proof.verify(record.audit, Trust(keys=(note.checkpoint_key(signed.key),)))
+        assert {"visit-opened", "visit-closed"} <= {item.kind for item in proven.records}

@@ -24,7 +24,7 @@ from hal.types import (
 )
 from station.credentials import FileCredentials
 from station.enrollment import to_json
-from station.messages import Item, Outcome, SinkHealth
+from station.messages import Batch, Item, Outcome, SinkHealth
 from station.notify import Watchdog
 from station.paths import Paths
 from station.sealing import seal_for_upload
@@ -110,7 +110,7 @@ def deliver(*answers: UploadResult | Exception, most: int = 2) -> tuple[Heard, b
     fine = True
     for _ in answers:
         items = [Item(seq, f"u{seq}", to_json(unit(f"u{seq}")), 0) for seq in range(1, most + 1)]
-        fine = lane._deliver(heard, items)
+        fine = lane._deliver(heard, Batch(items))
     return heard, fine
 
 
@@ -263,7 +263,7 @@ def offered(keys: Keys, *items: Item) -> tuple[Taking, Heard, float]:
         waited[0] += seconds
 
     lane._pause = pause  # type: ignore[method-assign]
-    lane._deliver(heard, list(items))
+    lane._deliver(heard, Batch(list(items)))
     return sink, heard, waited[0]
 
 
