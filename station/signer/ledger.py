@@ -342,6 +342,7 @@ def opened(folder: Path) -> Iterator[Ledger]:
         )
         raise StoreUnavailable(message, hint="Install the apsw of requirements/run.txt.")
     durable.make_folder(folder)
+    _make_file(folder)
     with _disk_errors():
         db = apsw.Connection(str(folder / FILE))
     try:
@@ -358,6 +359,22 @@ def opened(folder: Path) -> Iterator[Ledger]:
         yield Ledger(db)
     finally:
         db.close()
+
+
+def _make_file(folder: Path) -> None:
+    """The ledger's file, the signer's own also when root runs `hallmark ca` before the signer's first start.
+
+    SQLite gives the files that it makes beside it to the same owner.
+    """
+    try:
+        fd = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        message = f"the signer's ledger can't be opened: {error.strerror}"
+        raise StoreUnavailable(message, hint="Run this as the signer's user, or as root.") from error
+    try:
+        durable.give_to_owner(fd, folder)
+    finally:
+        os.close(fd)
 
 
 def _migrate(db: apsw.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -313,3 +314,17 @@ def test_authorities_end_with_the_first_of_the_cas_above() -> None:
     assert authority.not_after == NOW + YEAR
     assert authority.not_before == NOW - HOUR
     assert authority.spki == spki_of(issuing)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_does_before_the_signers_first_start_belongs_to_the_signer(tmp_path: Path) -> None:
+    folder = tmp_path / "signer"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    with ledger.opened(folder) as book:
+        station = Station(folder, book)
+        station.install(station.certify(station.request().csr))
+        found = {path.name: path.stat() for path in folder.iterdir()}
+    assert {"ledger.db", "ledger.db-wal", "ca-chain.pem", "ca-root.pem"} <= set(found)
+    assert {name for name, stat in found.items() if (stat.st_uid, stat.st_gid) != (65534, 65534)} == set()
+    assert found["ledger.db"].st_mode & 0o777 == 0o600
