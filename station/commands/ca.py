@@ -345,7 +345,11 @@ def _plain(paths: Paths, state: SignerState) -> dict[str, object]:
 
 
 def _plain_generation(paths: Paths, one: CaGeneration) -> dict[str, object]:
-    verdicts = _verdicts(paths, one, max(dt.datetime.now(dt.UTC), _day(one.since or 0)))
+    problem, verdicts = "", {}
+    try:
+        verdicts = _verdicts(paths, one)
+    except ConfigError as error:
+        problem = str(error)
     return {
         "number": one.number,
         "state": one.state,
@@ -357,6 +361,7 @@ def _plain_generation(paths: Paths, one: CaGeneration) -> dict[str, object]:
             name: {"until": f"{verdict.until:%Y-%m-%dT%H:%M:%SZ}", "problem": str(verdict.problem or "")}
             for name, verdict in verdicts.items()
         },
+        "profiles_problem": problem,
     }
 
 
@@ -459,12 +464,17 @@ def _print_generation(one: CaGeneration) -> None:
 
 def _print_profiles(paths: Paths, one: CaGeneration) -> None:
     """Until when it can issue each profile, or why it can't."""
-    now = max(dt.datetime.now(dt.UTC), _day(one.since or 0))
-    for name, verdict in _verdicts(paths, one, now).items():
+    try:
+        found = _verdicts(paths, one)
+    except ConfigError as error:  # it says nothing against the CA
+        print(f"  profiles can't be read: {error}")
+        return
+    for name, verdict in found.items():
         print(f"  profile {name}: {verdict.text}{'   SOON' if verdict.soon else ''}")
 
 
-def _verdicts(paths: Paths, one: CaGeneration, now: dt.datetime) -> dict[str, Verdict]:
+def _verdicts(paths: Paths, one: CaGeneration) -> dict[str, Verdict]:
+    now = max(dt.datetime.now(dt.UTC), _day(one.since or 0))
     configuration = load_configuration(paths, drivers=False)
     profiles = load_profiles(configuration.path(configuration.file.signer.profiles))
     authority = administration.authority_of(one)

@@ -157,3 +157,12 @@ def test_openssl_reads_what_the_station_asks_for(line: tuple[BenchCa, OpensslRoo
     shown = subprocess.run(command, input=done.stdout, capture_output=True, text=True, check=True)
     for wanted in ("verify OK", "CA:TRUE, pathlen:0", "384 bit", "O = Acme"):
         assert wanted in shown.stdout + shown.stderr
+
+
+def test_status_is_there_when_the_configuration_is_broken(line: tuple[BenchCa, OpensslRoot]) -> None:
+    ca, _ = line
+    assert "profile client-p256: the issuing CA's certificate allows this profile until" in did(ca, "status")
+    ca.paths.configuration.write_text("[station\n")
+    assert "profiles can't be read" in did(ca, "status")
+    (found,) = json.loads(did(ca, "status", "--json"))["generations"]
+    assert (found["profiles"], bool(found["profiles_problem"])) == ({}, True)
