@@ -30,6 +30,8 @@ COMMANDS: Final = (
     "attestation",
     "ca",
     "check",
+    "trust",
+    "ek-list",
     "config",
     "pool",
     "manifest",
@@ -91,7 +93,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
 
 
 def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"station.commands.{name}")
+    return importlib.import_module(f"station.commands.{name.replace('-', '_')}")
 
 
 if __name__ == "__main__":

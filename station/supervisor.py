@@ -37,9 +37,11 @@ from station.outbox import OutboxServer
 from station.overview import Overview, version
 from station.places import Places
 from station.recipe import load_recipe
+from station.signed import load_signers
 from station.signer_client import SignerClient
 from station.store import Store
 from station.token_watch import TokenWatch
+from station.trust.intake import Intake
 from station.trust.judge import Judge
 from station.trust.source import TrustSource
 from station.trust_store import load_anchors, load_file
@@ -73,6 +75,8 @@ class Supervisor:
             store, signer, configuration.file.audit, configuration.file.station.name
         )
         self._trust = TrustSource(configuration, store.take_bundle)
+        signers = configuration.path(configuration.file.trust.ek_list_signers)
+        self._intake = Intake(configuration.paths.trust, store, lambda: load_signers(signers))
         judge = Judge(self._trust.current, store.ek_listed)
         self._services = _services(configuration, store, signer, self._checkpoints, judge)
         self._keys = KeyKeeper(store, signer)
@@ -135,11 +139,13 @@ class Supervisor:
             for nest in self._nests.values():
                 nest.start()
                 stack.callback(nest.stop)
+            stack.callback(self._intake.stop)
             self._start_discovery(stack)
             while not self._stop.wait(LOOK_SECONDS):
                 self._watchdog.beat(MAIN)
                 self._store.ensure_ballast()
                 self._trust.refresh()
+                self._intake.look()
 
     def stop(self) -> None:
         """May be called from a signal handler."""

@@ -167,6 +167,18 @@ class FakeRecords:
     def lots(self) -> Sequence[object]:
         return [{"lot": "L1", "free": 3}]
 
+    def ek_lists(self) -> Sequence[object]:
+        return [{"lot": "L1"}]
+
+    def ek_list_entries(self, lot: str, after: bytes, limit: int) -> Sequence[object]:
+        return [{"lot": lot, "after": after, "limit": limit}]
+
+    def unlisted_eks(self, after: str, limit: int) -> Sequence[object]:
+        return [{"after": after, "limit": limit}]
+
+    def made_eks(self, after: int, limit: int) -> Sequence[object]:
+        return [{"after": after, "limit": limit}]
+
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         with self._condition:
             return self._events[since : since + limit]

@@ -16,9 +16,11 @@ import msgspec
 from hal.errors import PeerUnavailable, StationError
 from station.paths import Paths
 from station.status.client import Refused, StatusClient, segment
+from station.status.routes import EK_PAGE_LIMIT
 from station.status.view import PAGE_LIMIT, EventView
 from station.store import Store
 from station.store.decisions import Decision
+from station.store.ek_lists import EkList, ListedKey, MadeKey
 from station.store.records import OutboxRecord, UnitRecord, UnitSummary
 from station.store.stock import LotView
 
@@ -39,6 +41,19 @@ class _Decisions(msgspec.Struct):
 
 class _Lots(msgspec.Struct):
     lots: list[LotView]
+
+
+class _Lists(msgspec.Struct):
+    lists: list[EkList]
+    last_event: int
+
+
+class _Keys(msgspec.Struct):
+    entries: list[ListedKey]
+
+
+class _Made(msgspec.Struct):
+    eks: list[MadeKey]
 
 
 class Source:
@@ -129,6 +144,63 @@ class Source:
             if len(found) < PAGE_LIMIT:
                 return
             since = found[-1].seq
+
+    def running(self) -> bool:
+        """Whether a station answers."""
+        return self._answers()
+
+    def last_event(self) -> int:
+        """The running station's newest event."""
+        found: _Lists = self._client.get("/v1/ek-lists", _Lists)
+        return found.last_event
+
+    def ek_lists(self) -> list[EkList]:
+        """Vendors' lists that count, by lot."""
+        if (store := self._offline()) is not None:
+            return store.ek_lists()
+        found: _Lists = self._client.get("/v1/ek-lists", _Lists)
+        return found.lists
+
+    def ek_list_entries(self, lot: str) -> Iterator[ListedKey]:
+        """A lot's EKs in the order of their Names, and the units that have them."""
+        after = b""
+        while True:
+            if (store := self._offline()) is not None:
+                found = store.ek_list_entries(lot, after, EK_PAGE_LIMIT)
+            else:
+                path = f"/v1/ek-lists/{segment(lot)}/entries"
+                found = self._client.get(path, _Keys, after=after.hex(), limit=EK_PAGE_LIMIT).entries
+            yield from found
+            if len(found) < EK_PAGE_LIMIT:
+                return
+            after = found[-1].ek_name
+
+    def unlisted_eks(self) -> Iterator[ListedKey]:
+        """EKs of units that no list names."""
+        after = ""
+        while True:
+            if (store := self._offline()) is not None:
+                found = store.unlisted_eks(after, EK_PAGE_LIMIT)
+            else:
+                path = "/v1/eks/unlisted"
+                found = self._client.get(path, _Keys, after=after, limit=EK_PAGE_LIMIT).entries
+            yield from found
+            if len(found) < EK_PAGE_LIMIT:
+                return
+            after = found[-1].ek_name.hex()
+
+    def made_eks(self) -> Iterator[MadeKey]:
+        """EKs of units that passed, oldest first."""
+        after = 0
+        while True:
+            if (store := self._offline()) is not None:
+                found = store.made_eks(after, PAGE_LIMIT)
+            else:
+                found = self._client.get("/v1/eks", _Made, after=after, limit=PAGE_LIMIT).eks
+            yield from found
+            if not found:
+                return
+            after = found[-1].number
 
     def follow(self, since: int) -> Iterator[EventView]:
         """Events as they come, from the running station only."""

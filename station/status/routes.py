@@ -10,6 +10,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -71,6 +72,10 @@ class Asked:
         return value
 
 
+EK_PAGE_LIMIT: Final = 5000
+"""EKs of one answer: a lot may have a million."""
+EK_NAME: Final = re.compile(r"(?:[0-9a-f]{2}){0,66}")
+
 Handler = Callable[[Asked], Answer | Follow]
 
 
@@ -126,6 +131,10 @@ class Routes:
             get("/v1/outbox/items", self._outbox_items),
             get("/v1/decisions", self._decisions),
             get("/v1/stock", lambda _: Answer.json({"lots": list(records.lots())})),
+            get("/v1/ek-lists", self._ek_lists),
+            get("/v1/ek-lists/*/entries", self._ek_list_entries),
+            get("/v1/eks", self._made_eks),
+            get("/v1/eks/unlisted", self._unlisted_eks),
             get("/v1/events", self._events),
             get("/metrics", lambda _: Answer(200, metrics.render(self._snapshot()), METRICS_TYPE)),
             post("/v1/pause", lambda asked: control.pause(asked.by)),
@@ -199,6 +208,25 @@ class Routes:
         waiting = asked.parameters.get("waiting") == "1"
         found = self._records.decisions(limit, asked.number("after", 0), waiting=waiting)
         return Answer.json({"decisions": list(found)})
+
+    def _ek_lists(self, _asked: Asked) -> Answer:
+        """With the number of the last event: what becomes of a list that is put down now comes behind it."""
+        return Answer.json(
+            {"lists": list(self._records.ek_lists()), "last_event": self._records.last_event()}
+        )
+
+    def _ek_list_entries(self, asked: Asked) -> Answer:
+        limit = asked.number("limit", PAGE, least=1, most=EK_PAGE_LIMIT)
+        after = bytes.fromhex(_name(asked))
+        return Answer.json({"entries": list(self._records.ek_list_entries(asked.segments[0], after, limit))})
+
+    def _unlisted_eks(self, asked: Asked) -> Answer:
+        limit = asked.number("limit", PAGE, least=1, most=EK_PAGE_LIMIT)
+        return Answer.json({"entries": list(self._records.unlisted_eks(_name(asked), limit))})
+
+    def _made_eks(self, asked: Asked) -> Answer:
+        limit = asked.number("limit", PAGE, least=1, most=PAGE_LIMIT)
+        return Answer.json({"eks": list(self._records.made_eks(asked.number("after", 0), limit))})
 
     def _events(self, asked: Asked) -> Answer | Follow:
         """From now on, or from behind `since`; `follow=0` ends with the last there is (or the first 500)."""
@@ -287,6 +315,14 @@ def take_apart(request: Request) -> tuple[tuple[str, ...], dict[str, str]]:
 
 def bad_request(message: str) -> NoReturn:
     raise Refusal(400, Failure("BadRequest", message, "See docs/status.md."))
+
+
+def _name(asked: Asked) -> str:
+    """The EK Name in hex behind which a page begins, empty for the first."""
+    text = asked.parameters.get("after", "")
+    if not EK_NAME.fullmatch(text):
+        bad_request(f"after={quote(text)} is no EK Name in hex")
+    return text
 
 
 def _row(asked: Asked) -> int:

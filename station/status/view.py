@@ -277,6 +277,18 @@ class Records(Protocol):
     def lots(self) -> Sequence[object]:
         """Lots of certificates made elsewhere, with what is left of each."""
 
+    def ek_lists(self) -> Sequence[object]:
+        """Vendors' lists of EKs that count."""
+
+    def ek_list_entries(self, lot: str, after: bytes, limit: int) -> Sequence[object]:
+        """A lot's EKs with a Name over `after`, in order, and the units that have them."""
+
+    def unlisted_eks(self, after: str, limit: int) -> Sequence[object]:
+        """EKs of units that no list names, by Name in hex over `after`, in order."""
+
+    def made_eks(self, after: int, limit: int) -> Sequence[object]:
+        """EKs of units that passed, by the units' number over `after`, in order."""
+
     def events(self, since: int, limit: int) -> Sequence[EventView]:
         """Those with a `seq` over `since`, in order."""
 

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from typing import Final
 
 import apsw
+import msgspec
 from msgspec import Struct
 
 from hal.errors import ConfigError, StationError
+from station.messages import Facts
 from station.store import audit
 
 PAGE: Final = 10_000
 """Entries of one answer or one transaction, at most."""
+
+_facts: Final[msgspec.msgpack.Decoder[Facts]] = msgspec.msgpack.Decoder(Facts)
 
 
 class Listing(Struct, frozen=True):
@@ -112,16 +116,25 @@ def finish(db: apsw.Connection, now: int, number: int) -> None:
     )
 
 
-def sweep(db: apsw.Connection, _now: int) -> bool:
-    """Removes a page of what superseded and abandoned lists left; whether there may be more. Not during an import."""
-    removed = db.execute(
-        "DELETE FROM ek_list_entries WHERE (ek_name, list) IN (SELECT ek_name, list FROM ek_list_entries"
-        " WHERE list IN (SELECT id FROM ek_lists WHERE state <> 'active') LIMIT ?) RETURNING 1",
-        (PAGE,),
-    ).fetchall()
-    if not removed:
-        db.execute("DELETE FROM ek_lists WHERE state = 'importing'")
-    return bool(removed)
+def sweep(db: apsw.Connection, _now: int, after: bytes) -> bytes | None:
+    """Removes what superseded and broken-off lists left behind the EK Name `after`, a page at most; how far it came,
+    None when nothing is left. Not while a list is coming in.
+    """
+    if not db.execute("SELECT EXISTS (SELECT 1 FROM ek_lists WHERE state <> 'active')").get:
+        return None
+    last = db.execute(
+        "SELECT max(ek_name) FROM (SELECT ek_name FROM ek_list_entries WHERE ek_name > ? ORDER BY ek_name LIMIT ?)",
+        (after, PAGE),
+    ).get
+    if last is None:
+        db.execute("DELETE FROM ek_lists WHERE state <> 'active'")
+        return None
+    db.execute(
+        "DELETE FROM ek_list_entries WHERE ek_name > ? AND ek_name <= ?"
+        " AND list IN (SELECT id FROM ek_lists WHERE state <> 'active')",
+        (after, last),
+    )
+    return bytes(last)
 
 
 def lists(db: apsw.Connection) -> list[EkList]:
@@ -146,6 +159,52 @@ def entries_of(db: apsw.Connection, lot: str, after: bytes, limit: int) -> list[
         (after, lot, max(0, min(limit, PAGE))),
     )
     return [ListedKey(*row) for row in rows]
+
+
+class MadeKey(Struct, frozen=True):
+    """The EK of a unit that passed. `number` is the unit's, for paging; times are Unix seconds."""
+
+    number: int
+    unit: str
+    registration_id: str
+    sku: str
+    work_order: str | None
+    passed_at: float
+    lot: str | None
+    ek_public: bytes
+    certificate: bytes | None
+
+
+def made(db: apsw.Connection, after: int, limit: int) -> list[MadeKey]:
+    """EKs of units that passed, with a number over `after`, in the order in which the units were first seen."""
+    rows = db.execute(
+        "SELECT units.id, units.unit, registration_id, sku, work_order, passed, value,"
+        " (SELECT facts FROM actions WHERE actions.unit = units.unit AND step = 'tpm-identity'"
+        "  AND action = 'endorsement-key' AND done IS NOT NULL ORDER BY actions.id DESC LIMIT 1)"
+        " FROM units JOIN identifiers ON identifiers.unit = units.unit AND kind = 'ek-name' AND strong = 1"
+        " WHERE units.id > ? AND passed IS NOT NULL AND retired IS NULL ORDER BY units.id LIMIT ?",
+        (after, max(0, min(limit, PAGE))),
+    )
+    found: list[MadeKey] = []
+    for number, unit, registration_id, sku, order, passed, name, packed in list(rows):
+        facts = _facts.decode(packed) if packed is not None else {}
+        public, certificate = facts.get("ek_public"), facts.get("ek_certificate")
+        if isinstance(public, bytes):
+            listing = find(db, bytes.fromhex(name))
+            found.append(
+                MadeKey(
+                    number,
+                    unit,
+                    registration_id,
+                    sku,
+                    order,
+                    passed / 1000,
+                    listing.lot if listing else None,
+                    public,
+                    certificate if isinstance(certificate, bytes) else None,
+                )
+            )
+    return found
 
 
 def unlisted(db: apsw.Connection, after: str, limit: int) -> list[ListedKey]:

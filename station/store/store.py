@@ -45,7 +45,7 @@ from station.store import (
 from station.store.ballast import SIZE
 from station.store.database import FULL_HINT
 from station.store.decisions import Decision
-from station.store.ek_lists import EkList, ListedKey, Listing
+from station.store.ek_lists import EkList, ListedKey, Listing, MadeKey
 from station.store.orders import WorkOrder
 from station.store.outbox import Depth
 from station.store.readers import Readers
@@ -396,9 +396,9 @@ class Store:
         """From here on the list counts."""
         self._write(ek_lists.finish, number)
 
-    def sweep_ek_lists(self) -> bool:
-        """Removes some of what superseded and abandoned lists left; whether there may be more."""
-        return self._write(ek_lists.sweep)
+    def sweep_ek_lists(self, after: bytes) -> bytes | None:
+        """Removes some of what superseded and broken-off lists left; where to go on, None when nothing is left."""
+        return self._write(ek_lists.sweep, after)
 
     def ek_lists(self) -> list[EkList]:
         """The lists that count, by lot."""
@@ -407,6 +407,10 @@ class Store:
     def ek_list_entries(self, lot: str, after: bytes, limit: int) -> list[ListedKey]:
         """A lot's EKs with a Name over `after`, in order, and the units that have them."""
         return self._readers.read(lambda db: ek_lists.entries_of(db, lot, after, limit))
+
+    def made_eks(self, after: int, limit: int) -> list[MadeKey]:
+        """EKs of units that passed, in the order of the units' numbers, over `after`."""
+        return self._readers.read(lambda db: ek_lists.made(db, after, limit))
 
     def unlisted_eks(self, after: str, limit: int) -> list[ListedKey]:
         """EKs of units that no list names, in order of their Names in hex, over `after`."""

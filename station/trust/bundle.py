@@ -11,6 +11,7 @@ import binascii
 import datetime as dt
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -91,7 +92,7 @@ def parse(data: bytes) -> Bundle:
     """The manifest; ConfigError when it is none."""
     try:
         bundle = msgspec.json.decode(data, type=Bundle)
-    except (msgspec.ValidationError, msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(f"{NAME} can't be read: {quote(str(error), 200)}", hint=HINT) from error
     if bundle.format != FORMAT:
         raise ConfigError(f"{NAME} has the form {quote(bundle.format)}; expected {FORMAT}", hint=HINT)
@@ -123,11 +124,11 @@ def contents(bundle: Bundle) -> list[Contents]:
     authorities = [item for part in read for item in (*part.roots, *part.intermediates)]
     for part in read:
         for root in part.roots:
-            if not (root.self_issued and root.issued_by(root)):
+            if not root.self_signed:
                 raise _bad(part.vendor, f"{quote(root.subject)} stands as a root and is not signed by itself")
         for item in part.intermediates:
-            if item.self_issued:
-                raise _bad(part.vendor, f"{quote(item.subject)} stands as an intermediate and is self-issued")
+            if item.self_signed:
+                raise _bad(part.vendor, f"{quote(item.subject)} stands as an intermediate and is a root")
         for item in (*part.roots, *part.intermediates):
             if not may_sign(item):
                 raise _bad(part.vendor, f"{quote(item.subject)} is no CA")
@@ -146,7 +147,7 @@ def trust_set(signed: SignedFile, bundle: Bundle, place: Path) -> TrustSet:
     parts = contents(bundle)
     return assemble(
         Origin("bundle", str(place), bundle.serial, signed.sha256, signed.signer.name),
-        [item for part in parts for item in (*part.roots, *part.intermediates)],
+        [replace(item, vendor=part.vendor) for part in parts for item in (*part.roots, *part.intermediates)],
         [item for part in parts for item in part.crls],
     )
 

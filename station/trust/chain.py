@@ -82,7 +82,7 @@ def verify_chain(
     if not is_ek_certificate(leaf):
         raise EkUntrusted("the certificate in the TPM is not marked as an EK certificate")
     helpers = [*intermediates, *_readable(offered[:MOST_OFFERED])]
-    helpers = [item for item in helpers if not item.self_issued]
+    helpers = [item for item in helpers if not item.self_signed]
     try:
         return _verify_strictly(leaf, helpers, roots, now)
     except (VerificationError, *STRICT_ERRORS) as strict:

@@ -73,6 +73,21 @@ class _Octets:
 
 def read_ek_public(public: bytes) -> EkPublic:
     """Reads a TPM2B_PUBLIC (TPM 2.0 Part 2, 12.2.5). ProtocolViolation when it is no endorsement key's."""
+    name, key = _read(public)
+    try:
+        made = key.public_key()
+    except ValueError as error:
+        raise ProtocolViolation("the EK's public key does not hold") from error
+    spki = made.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return EkPublic(name, spki, isinstance(key, rsa.RSAPublicNumbers))
+
+
+def read_ek_name(public: bytes) -> bytes:
+    """Its Name alone: the key is read, and not tried. For lists of a million."""
+    return _read(public)[0]
+
+
+def _read(public: bytes) -> tuple[bytes, rsa.RSAPublicNumbers | ec.EllipticCurvePublicNumbers]:
     if len(public) > LARGEST:
         raise ProtocolViolation(f"an EK's public area of {len(public)} octets")
     outer = _Octets(public)
@@ -85,15 +100,16 @@ def read_ek_public(public: bytes) -> EkPublic:
         raise ProtocolViolation(f"an EK with name algorithm {name_algorithm:#06x}")
     if attributes & NEEDED != NEEDED or attributes & SIGN:
         raise ProtocolViolation(f"a key with attributes {attributes:#010x} is no endorsement key")
+    key: rsa.RSAPublicNumbers | ec.EllipticCurvePublicNumbers
     if kind == ALG_RSA:
-        spki = _rsa(octets)
+        key = _rsa(octets)
     elif kind == ALG_ECC:
-        spki = _ecc(octets)
+        key = _ecc(octets)
     else:
         raise ProtocolViolation(f"an EK of algorithm {kind:#06x}")
     octets.end()
     digest = hashlib.new(NAME_HASHES[name_algorithm], area).digest()
-    return EkPublic(name_algorithm.to_bytes(2, "big") + digest, spki, kind == ALG_RSA)
+    return name_algorithm.to_bytes(2, "big") + digest, key
 
 
 def _symmetric(octets: _Octets) -> None:
@@ -103,28 +119,19 @@ def _symmetric(octets: _Octets) -> None:
         raise ProtocolViolation("the EK is no storage key with AES in CFB mode")
 
 
-def _rsa(octets: _Octets) -> bytes:
+def _rsa(octets: _Octets) -> rsa.RSAPublicNumbers:
     _symmetric(octets)
     bits, exponent, modulus = octets.number(2), octets.number(4), octets.sized()
     number = int.from_bytes(modulus, "big")
     if len(modulus) * 8 != bits or number.bit_length() != bits:
         raise ProtocolViolation(f"an RSA-{bits} EK with a modulus of {number.bit_length()} bits")
-    try:
-        key = rsa.RSAPublicNumbers(exponent or DEFAULT_EXPONENT, number).public_key()
-    except ValueError as error:
-        raise ProtocolViolation("the EK's RSA key does not hold") from error
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return rsa.RSAPublicNumbers(exponent or DEFAULT_EXPONENT, number)
 
 
-def _ecc(octets: _Octets) -> bytes:
+def _ecc(octets: _Octets) -> ec.EllipticCurvePublicNumbers:
     _symmetric(octets)
     curve = CURVES.get(octets.number(2))
     if curve is None or octets.number(2) != ALG_NULL:
         raise ProtocolViolation("an EK on a curve that is none of NIST's, or with a key derivation scheme")
     x, y = octets.sized(), octets.sized()
-    try:
-        numbers = ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve)
-        key = numbers.public_key()
-    except ValueError as error:
-        raise ProtocolViolation("the EK's point is not on its curve") from error
-    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return ec.EllipticCurvePublicNumbers(int.from_bytes(x, "big"), int.from_bytes(y, "big"), curve)

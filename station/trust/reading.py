@@ -10,7 +10,7 @@ import datetime as dt
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from asn1crypto import x509 as asn1
@@ -31,6 +31,8 @@ HASHES: Final[dict[str, hashes.HashAlgorithm]] = {
     "sha512": hashes.SHA512(),
 }
 """What a signature may be made over. SHA-1's collisions can be made to order."""
+OWN_HASHES: Final[dict[str, hashes.HashAlgorithm]] = {"sha1": hashes.SHA1()}  # noqa: S303 - proves nothing here
+"""In addition, what an old root may have signed itself with: it is believed for who gave it, not for that."""
 SHORT: Final = {
     "2.5.4.3": "CN",
     "2.5.4.6": "C",
@@ -86,10 +88,11 @@ class Certificate:
     extensions: Mapping[str, tuple[bool, bytes]]
     strict: x509.Certificate | None
     """As `cryptography` reads it; None when it doesn't."""
+    vendor: str = ""
+    """Whose it is, as the bundle says."""
 
-    @property
-    def self_issued(self) -> bool:
-        return self.subject_id == self.issuer_id
+    self_signed: bool = False
+    """Made by its own key: what a root is. A self-issued certificate may be a CA's new key under its old one."""
 
     @property
     def sha256(self) -> bytes:
@@ -175,6 +178,7 @@ def _read(der: bytes) -> Certificate:
     )
     if body["signature"].dump() != made.algorithm.dump():
         raise ValueError("names two signature algorithms")
+    made = replace(made, self_signed=_is_self_signed(made))
     # Each is asked for once here, so that what can't be read is told now and not in the middle of a decision.
     made.authority(), made.usage(), made.purposes(), made.alternative_attributes()
     return made
@@ -219,10 +223,19 @@ def _text(name: Any) -> str:
     return ",".join(reversed(groups))[:TEXT_LIMIT]
 
 
-def _holds(certificate: Certificate, key: Key) -> bool:
+def _is_self_signed(certificate: Certificate) -> bool:
+    if certificate.subject_id != certificate.issuer_id:
+        return False
+    try:
+        return _holds(certificate, certificate.key, {**HASHES, **OWN_HASHES})
+    except (*_UNREADABLE, InvalidSignature):
+        return False
+
+
+def _holds(certificate: Certificate, key: Key, digests: Mapping[str, hashes.HashAlgorithm] = HASHES) -> bool:
     """Raises, or True: the signature over the certificate's body."""
     algorithm = certificate.algorithm
-    digest = HASHES[algorithm.hash_algo]
+    digest = digests[algorithm.hash_algo]
     scheme = algorithm.signature_algo
     if isinstance(key, ec.EllipticCurvePublicKey) and scheme == "ecdsa":
         key.verify(certificate.signature, certificate.signed, ec.ECDSA(digest))

@@ -49,11 +49,11 @@ class TrustSet:
 
 
 def assemble(origin: Origin, certificates: Sequence[Certificate], crls: Sequence[RevocationList]) -> TrustSet:
-    """Self-issued certificates are roots, the others help; each list finds its signers among them."""
+    """Self-signed certificates are roots, the others help; each list finds its signers among them."""
     return TrustSet(
         origin,
-        tuple(item for item in certificates if item.self_issued),
-        tuple(item for item in certificates if not item.self_issued),
+        tuple(item for item in certificates if item.self_signed),
+        tuple(item for item in certificates if not item.self_signed),
         tuple(item.attributed(certificates) for item in crls),
     )
 

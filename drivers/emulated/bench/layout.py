@@ -160,9 +160,36 @@ settings = {{ endpoint = "{endpoint}", policy = "{POLICY}", key = "{DPS_KEY}" }}
 
 
 def trust_ek_ca(layout: Layout) -> None:
-    """The bench's TPM maker into the trust store, as an engineer would do with a vendor's root."""
+    """The bench's TPM maker into the trust bundle: made, signed and imported as an engineer does with a vendor's."""
+    folder, bundle = layout.root / "bench/vendors", layout.root / "bench/bundle.json"
+    if bundle.exists():
+        return
+    vendor, signers = folder / "swtpm", layout.etc / "trust/bundle-signers"
+    vendor.mkdir(parents=True, exist_ok=True)
+    signers.mkdir(parents=True, exist_ok=True)
     for name in ("swtpm-localca-rootca-cert.pem", "issuercert.pem"):
-        shutil.copy(layout.ek_ca / name, layout.etc / "trust/ek" / name)
+        shutil.copy(layout.ek_ca / name, vendor / name)
+    private = layout.root / "bench/trust-officer.key"
+    _signing_key(private, signers / "trust-officer.pem")
+    words = ("make", str(folder), "--key", str(private), "--serial", "1", "--out", str(bundle))
+    run(layout.hallmark("trust", *words), layout.environment)
+    run(layout.hallmark("trust", "import", str(bundle)), layout.environment)
+
+
+def _signing_key(private: Path, public: Path) -> None:
+    """An Ed25519 key of the bench: the private half where an engineer has it, the public half for the station."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    private.touch(mode=0o600)
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    public.write_bytes(
+        key.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
 
 
 def make_ca(layout: Layout) -> None:
@@ -207,19 +234,8 @@ def _images(layout: Layout, versions: Mapping[str, str] | None = None) -> None:
     """One image a SKU, and the manifest signed by a firmware key of the bench."""
     skus: Sequence[str] = sorted({nest.sku for nest in layout.nests})
     folder = layout.etc / "images"
-    key = ed25519.Ed25519PrivateKey.generate()
     private = layout.root / "bench/firmware.key"
-    private.touch(mode=0o600)
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    (layout.etc / "trust/firmware.pem").write_bytes(
-        key.public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
+    _signing_key(private, layout.etc / "trust/firmware.pem")
     entries = []
     for sku in skus:
         version = (versions or {}).get(sku, VERSION)
