@@ -104,7 +104,7 @@ class Recipe:
     def issues(self) -> bool:
         """Whether a certificate or a key is made here, so that the token has to be ready."""
         options = self.certificate()
-        issued = options is not None and options.source == "issue"
+        issued = options is not None and (options.source == "issue" or options.key_from != "device")
         return issued or any(item.step.use == "symmetric-key" for item in self.steps)
 
     def symmetric_key(self) -> Any:

@@ -27,17 +27,26 @@ key_storage = "%s"
 use = "key-identity"
 [[step]]
 use = "certificate"
-profile = "%s"
-place = "link"
+%splace = "link"
 """
 
 
-def checked(tmp_path: Path, storage: str, profile: str, more: str = "", station: str = "") -> Recipe:
+def checked(
+    tmp_path: Path,
+    storage: str,
+    profile: str,
+    more: str = "",
+    station: str = "",
+    certificate: str | None = None,
+) -> Recipe:
+    """`certificate`: what its step says of the source, in the place of the profile."""
     paths = Paths(tmp_path)
     folder = paths.configuration.parent
     if not folder.exists():
         (folder / "recipes").mkdir(parents=True)
         shutil.copytree(ROOT / "config/profiles", folder / "profiles")
+    source = f'profile = "{profile}"\n' if certificate is None else certificate.partition("[[step]]")[0]
+    more += certificate[len(source) :] if certificate else ""
     paths.configuration.write_text(STATION + station)
-    (folder / "recipes/r.toml").write_text(RECIPE % (storage, profile) + more)
+    (folder / "recipes/r.toml").write_text(RECIPE % (storage, source) + more)
     return load_recipe(load_configuration(paths, signed=False), "r.toml")
