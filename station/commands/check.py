@@ -40,7 +40,7 @@ from station.toml_source import Key
 from station.trust.health import NOTE, examine
 from station.trust.policy import EkTrust
 from station.trust.source import load
-from station.trust_store import load_file
+from station.trust_store import load_anchors, load_file
 
 HELP = "check configuration, recipes, trust, images, credentials and token, without touching a board"
 SOON: Final = dt.timedelta(days=90)
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         _ek_trust,
         _officers,
         _media,
+        _sources,
         _credentials,
     ]
     if not args.offline:
@@ -237,6 +238,26 @@ def _ek_trust(configuration: Configuration) -> Iterator[Finding]:
     for ailment in examine(trust, dt.datetime.now(dt.UTC)):
         if ailment.state != NOTE:
             yield Finding("EK trust", ailment.what, warning=True)
+
+
+def _sources(configuration: Configuration) -> Iterator[Finding]:
+    """CAs of certificates that are made elsewhere are there where a recipe needs them."""
+    folders = {
+        "pool": configuration.file.trust.pool,
+        "preloaded": configuration.file.trust.preloaded,
+    }
+    for recipe in _all_recipes(configuration):
+        options = recipe.certificate()
+        if options is None or options.source not in folders:
+            continue
+        folder = configuration.path(folders[options.source])
+        anchors = [x509.load_der_x509_certificate(der) for der in load_anchors(folder)]
+        if not anchors:
+            raise ConfigError(
+                f"holds no CA, and recipe {recipe.name} takes {options.source} certificates", file=str(folder)
+            )
+        yield Finding(f"{options.source} CAs", f"{len(anchors)}, for lot {options.lot} of {recipe.name}")
+        yield from _dates(f"{options.source} CA", anchors)
 
 
 def _officers(configuration: Configuration) -> Iterator[Finding]:

@@ -189,6 +189,8 @@ class VisitService:
             )
         self._services.store.await_elsewhere_closed(self._visit, message.kind, message.value, MOVE_SECONDS)
         claims = list(message.claims)
+        if any(kind == "ek-key" for kind, _ in claims):
+            raise ProtocolViolation("a worker claimed an endorsement key, which only a proof can show")
         if message.kind == "ek-name" and not message.unproven:
             # The certificate vouches for the key alone: one key is one unit, whatever else the TPM says of its EK.
             claims.append(("ek-key", hashlib.sha256(self._proven_ek(message.value).spki).hexdigest()))

@@ -73,6 +73,8 @@ def join(
     if kind == "key":
         keys.claim(db, now, unit, bytes.fromhex(value), keys.IDENTITY, visit)
     for claimed_kind, claimed in claims:
+        if claimed_kind == "ek-key":
+            keys.claim(db, now, unit, bytes.fromhex(claimed), keys.ENDORSEMENT, visit)
         db.execute(
             "INSERT INTO identifiers (kind, value, unit, strong, visit, recorded) VALUES (?, ?, ?, 0, ?, ?)"
             " ON CONFLICT (kind, value) DO NOTHING",

@@ -16,8 +16,14 @@ IDENTITY: Final = "identity"
 """The key that a board without a TPM is known by."""
 CERTIFICATE: Final = "certificate"
 """The key of the unit's certificate, wherever that came from."""
+ENDORSEMENT: Final = "ek"
+"""The EK of the unit's TPM."""
 
-_MEANING: Final = {IDENTITY: "its identity", CERTIFICATE: "its certificate's"}
+_MEANING: Final = {
+    IDENTITY: "its identity",
+    CERTIFICATE: "its certificate's",
+    ENDORSEMENT: "its TPM's endorsement key",
+}
 
 
 def claim(db: apsw.Connection, now: int, unit: str, key: bytes, what: str, visit: str) -> None:

@@ -96,3 +96,11 @@ def _spki(certificate: bytes) -> bytes:
 
     key = x509.load_der_x509_certificate(certificate).public_key()
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
+def test_a_tpms_endorsement_key_is_no_other_units_certificate_key(store: Store) -> None:
+    first, second = parts.plug(store, "A"), parts.plug(store, "B")
+    parts.join(store, first, 1, [("ek-key", KEY.hex())])
+    parts.join(store, second, 2)
+    with pytest.raises(DuplicateKey, match="unit board-1 has it as its TPM's endorsement key"):
+        store.claim_key(second, KEY)

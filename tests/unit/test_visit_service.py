@@ -500,3 +500,8 @@ def test_the_cloud_is_not_told_of_another_key_than_the_proven_one(
     assert record is not None
     assert not record.outbox
     assert isinstance(talk.ask(messages.Finish("enroll", "queue", {}, enrollment(1))), messages.Ok)
+
+
+def test_a_worker_that_claims_an_endorsement_key_without_proof_is_refused(talk: Talk) -> None:
+    claimed = messages.Join("key", "ab" * 32, "board-1", [("ek-key", "00" * 32)])
+    assert talk.refused(claimed) == "ProtocolViolation"
