@@ -203,6 +203,49 @@ def test_a_waiver_needs_a_reason_and_copies_need_media(tmp_path: Path, text: str
     assert key in str(refusal(tmp_path, HEAD + IDENTITY + OWNERSHIP + text + ENROLL))
 
 
+# --- what has to vouch for an EK ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "trust", "untrusted"),
+    [
+        ("", "certificate", False),
+        ('ek_certificate = "required"', "certificate", False),
+        ('ek_certificate = "if-present"', "if-present", True),
+        ('ek_certificate = "none"', "none", True),
+        ('ek_trust = "certificate-or-list"', "certificate-or-list", False),
+        ('ek_trust = "list"', "list", False),
+        ('ek_trust = "none"', "none", True),
+    ],
+)
+def test_either_spelling_says_what_has_to_vouch_and_nothing_needs_consent_in_each_step(
+    tmp_path: Path, given: str, trust: str, untrusted: bool
+) -> None:
+    identity = IDENTITY + given + "\n"
+    policy = load(tmp_path, HEAD + identity).ek_policy()
+    assert policy is not None
+    assert (policy.trust, policy.crl) == (trust, "warn")
+    whole = HEAD + identity + OWNERSHIP + CERTIFICATE + ENROLL
+    if not untrusted:
+        load(tmp_path, whole)
+        return
+    found = refusal(tmp_path, whole)
+    assert [key for _line, key, _said in found] == ["step[1].untrusted_ek", "step[2].untrusted_ek"]
+    assert all('expected untrusted_ek = "accept" here' in said for _line, _key, said in found)
+    assert [line for line, _key, _said in found] == [
+        number for number, text in enumerate(whole.splitlines(), 1) if text == "[[step]]"
+    ][1:3]
+    accept = 'untrusted_ek = "accept"\n'
+    load(tmp_path, HEAD + identity + OWNERSHIP + accept + CERTIFICATE + accept + ENROLL)
+
+
+def test_both_spellings_at_once_are_refused(tmp_path: Path) -> None:
+    both = IDENTITY + 'ek_trust = "list"\nek_certificate = "none"\n'
+    ((line, _key, said),) = refusal(tmp_path, HEAD + both)
+    assert line == 3
+    assert 'ek_certificate = "none" is ek_trust = "none"' in said
+
+
 # --- passes that come one after the other ------------------------------------------------------------------------
 
 INCOMING = 'pass = "incoming"\n' + HEAD + IDENTITY
