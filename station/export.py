@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -26,15 +27,17 @@ PEM_WIDTH: Final = 64
 """Characters of a line, RFC 7468."""
 
 
-def export(record: UnitRecord, out: Path) -> Path:
-    """Writes the unit's files into `out`/REGISTRATION-ID/, replacing older ones, and gives that folder."""
+def export(record: UnitRecord, out: Path, more: Mapping[str, bytes] | None = None) -> Path:
+    """Writes the unit's files, and `more` by name, into `out`/REGISTRATION-ID/, replacing older ones, and gives that
+    folder.
+    """
     name = record.summary.registration_id
     if not REGISTRATION_ID.fullmatch(name):
         raise StationError(f"{quote(name)} is no registration ID: nothing is written under such a name")
     folder = out / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, data in files(record).items():
+        for file, data in (files(record) | dict(more or {})).items():
             _replace(folder / file, data)
         fsync_directory(folder)
         fsync_directory(out)

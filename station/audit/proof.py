@@ -51,7 +51,14 @@ class Proven:
     records: list[Record]
 
 
+class _Holder(Struct, frozen=True):
+    """A device history record or an archive record: its proof is all that is wanted here."""
+
+    audit: UnitProof
+
+
 _decoder: Final = msgspec.json.Decoder(UnitProof)
+_holder: Final = msgspec.json.Decoder(_Holder)
 
 
 def make(
@@ -75,9 +82,12 @@ def make(
 
 
 def read(octets: bytes) -> UnitProof:
-    """AuditBroken when it is no proof of this version."""
+    """From a proof's file, or from a history.json that holds one. AuditBroken when it is none of this version."""
     try:
-        found = _decoder.decode(octets)
+        try:
+            found = _decoder.decode(octets)
+        except msgspec.ValidationError:
+            found = _holder.decode(octets).audit
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise AuditBroken("this is no proof of a unit's audit records") from error
     if found.hallmark_audit_proof != VERSION:

@@ -12,8 +12,10 @@ from typing import Final
 import msgspec
 
 from hal.errors import ConfigError, PeerUnavailable, quote
+from station import history
 from station.commands.source import Source, change
 from station.export import ek_candidates, export, key_of, tpm_of
+from station.history_page import page
 from station.status.client import segment
 from station.status.view import PAGE_LIMIT
 from station.store import Store
@@ -137,7 +139,9 @@ def _export(args: argparse.Namespace, unit: str | None) -> int:
             record = store.unit(name)
             if record is None:
                 raise ConfigError(f"there is no unit {quote(name)}", hint="See `hallmark units`.")
-            print(export(record, args.out))
+            made = history.history(store, name)
+            whole = {history.JSON_FILE: history.encode(made), history.PAGE_FILE: page(made)}
+            print(export(record, args.out, whole))
     return FINE
 
 

@@ -61,6 +61,11 @@ def _families(snapshot: Snapshot) -> Iterator[tuple[str, str, str, list[Sample]]
     )
     yield "token_ready", "gauge", "Whether the CA token can sign.", [({}, station.token.condition == "ready")]
     yield "certificates_issued_total", "counter", "In the signer's ledger.", [({}, station.token.issued)]
+    if station.audit.mode != "off":
+        waiting = station.audit.records - station.audit.signed
+        yield "audit_unsigned_records", "gauge", "Audit records without a checkpoint.", [({}, waiting)]
+        yield "audit_signed_timestamp_seconds", "gauge", "Of the newest one.", _maybe(station.audit.signed_at)
+        yield "audit_signable", "gauge", "Whether the last try was fine.", [({}, not station.audit.problem)]
     yield "disk_free_bytes", "gauge", "Where the database is.", [({}, station.disk.free)]
     yield "disk_low", "gauge", "Less than the configuration asks for.", [({}, station.disk.low)]
     yield "clock_trusted", "gauge", "Whether certificates may be dated.", [({}, station.clock.trusted)]

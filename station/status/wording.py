@@ -132,6 +132,11 @@ def attention(snapshot: Snapshot) -> list[str]:
         )
     if not station.clock.trusted:
         found.append(f"Clock: not trusted. {shown(station.clock.detail)}".strip())
+    if station.audit.problem:
+        held = "units wait" if station.audit.mode == "required" else "units go on"
+        found.append(
+            f"Audit trail ({held}): {shown(station.audit.problem)}. {shown(station.audit.hint)}".strip()
+        )
     if snapshot.outbox.parked:
         found.append(f"Outbox: {snapshot.outbox.parked} parked; see `hallmark outbox`.")
     return [*found, *(shown(problem) for problem in station.problems)]

@@ -18,6 +18,8 @@ from station.store import attestations, audit, certificates, decisions, escrow, 
 from station.store.decisions import Decision
 from station.trust.verdict import Verdict
 
+ALL: Final = 1_000_000
+"""Rows of a part: more than any unit has."""
 PART_LIMIT: Final = 200
 """Rows of each part (actions, visits, events ...) of one unit's record: the newest."""
 LAST_CHARACTER: Final = "\U0010ffff"
@@ -53,6 +55,18 @@ class ActionRecord(Struct, frozen=True):
     begun_at: float | None
     done_at: float | None
     found: bool
+
+
+class DoneAction(Struct, frozen=True):
+    """An action with what it gave, as its visit left it. `facts` is None while it has no result."""
+
+    visit: str
+    step: str
+    action: str
+    begun_at: float | None
+    done_at: float | None
+    found: bool
+    facts: Facts | None
 
 
 class VisitRecord(Struct, frozen=True):
@@ -174,8 +188,8 @@ def passed(db: apsw.Connection, units: Sequence[str]) -> list[str]:
     ]
 
 
-def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
-    """The whole record by unit ID or registration ID, None where there is none."""
+def unit(db: apsw.Connection, name: str, part: int = PART_LIMIT) -> UnitRecord | None:
+    """The whole record by unit ID or registration ID, None where there is none. `part`: rows of each of its parts."""
     found = identity.unit_of(db, name)
     if found is None:
         return None
@@ -185,16 +199,31 @@ def unit(db: apsw.Connection, name: str) -> UnitRecord | None:
         identifiers=_identifiers(db, found),
         facts=visits.facts_of(db, found),
         intents=visits.intents_of(db, found),
-        actions=_actions(db, found),
-        visits=_visits(db, found),
+        actions=_actions(db, found, part),
+        visits=_visits(db, found, part),
         certificate=_certificate(db, found),
-        escrows=_escrows(db, found),
-        outbox=_outbox_of(db, found),
+        escrows=_escrows(db, found, part),
+        outbox=_outbox_of(db, found, part),
         decisions=decisions.of_unit(db, found),
-        events=audit.events_of(db, found, PART_LIMIT),
+        events=audit.events_of(db, found, part),
         ek_verdict=trust.verdict_of(db, found),
         attestation=attestations.of_unit(db, found),
     )
+
+
+def actions_of(db: apsw.Connection, name: str) -> list[DoneAction]:
+    """Every action of the unit's visits, in order, those before the board was known among them."""
+    rows = db.execute(
+        "SELECT actions.visit, actions.step, actions.action, begun, done, found, facts FROM actions"
+        " JOIN visits ON visits.visit = actions.visit WHERE visits.unit = ? ORDER BY visits.opened, actions.id",
+        (name,),
+    )
+    return [
+        DoneAction(
+            visit, step, action, _seconds(begun), _seconds(done), bool(was), facts and visits.unpack(facts)
+        )
+        for visit, step, action, begun, done, was, facts in rows
+    ]
 
 
 def outbox_items(db: apsw.Connection, limit: int, after: int, state: str | None) -> list[OutboxRecord]:
@@ -248,11 +277,11 @@ def _identifiers(db: apsw.Connection, name: str) -> list[IdentifierRecord]:
     return [IdentifierRecord(kind, value, bool(strong)) for kind, value, strong in rows]
 
 
-def _actions(db: apsw.Connection, name: str) -> list[ActionRecord]:
+def _actions(db: apsw.Connection, name: str, part: int) -> list[ActionRecord]:
     rows = list(
         db.execute(
             "SELECT visit, step, action, begun, done, found FROM actions WHERE unit = ? ORDER BY id DESC LIMIT ?",
-            (name, PART_LIMIT),
+            (name, part),
         )
     )
     return [
@@ -261,13 +290,13 @@ def _actions(db: apsw.Connection, name: str) -> list[ActionRecord]:
     ]
 
 
-def _visits(db: apsw.Connection, name: str) -> list[VisitRecord]:
+def _visits(db: apsw.Connection, name: str, part: int) -> list[VisitRecord]:
     rows = list(
         db.execute(
             "SELECT visit, nest, place, recipe_pass, recipe_digest, opened / 1000.0, closed / 1000.0, outcome, step,"
             " action, code, message, hint, configuration FROM visits WHERE unit = ?"
             " ORDER BY opened DESC, rowid DESC LIMIT ?",
-            (name, PART_LIMIT),
+            (name, part),
         )
     )
     return [VisitRecord(*row) for row in reversed(rows)]
@@ -280,12 +309,12 @@ def _certificate(db: apsw.Connection, name: str) -> CertificateRecord | None:
     return CertificateRecord(row[0], row[1], row[2] / 1000, certificates.of_unit(db, name) or [])
 
 
-def _escrows(db: apsw.Connection, name: str) -> list[EscrowRecord]:
+def _escrows(db: apsw.Connection, name: str, part: int) -> list[EscrowRecord]:
     rows = list(
         db.execute(
             "SELECT ek_name, generation, hierarchies, sealed, recorded FROM escrows WHERE unit = ?"
             " ORDER BY generation DESC LIMIT ?",
-            (name, PART_LIMIT),
+            (name, part),
         )
     )
     return [
@@ -301,12 +330,12 @@ def _escrows(db: apsw.Connection, name: str) -> list[EscrowRecord]:
     ]
 
 
-def _outbox_of(db: apsw.Connection, name: str) -> list[OutboxRecord]:
+def _outbox_of(db: apsw.Connection, name: str, part: int) -> list[OutboxRecord]:
     rows = list(
         db.execute(
             f"SELECT {_OUTBOX}, content, coalesce(sent, x'') FROM outbox JOIN units USING (unit)"  # noqa: S608 - a constant
             " WHERE outbox.unit = ? ORDER BY seq DESC LIMIT ?",
-            (name, PART_LIMIT),
+            (name, part),
         )
     )
     return [_outbox(*row) for row in reversed(rows)]

@@ -491,6 +491,15 @@ class Store:
         """Those of `units` (unit IDs) that have passed."""
         return self._readers.read(lambda db: records.passed(db, units))
 
+    def whole_unit(self, unit: str) -> tuple[records.UnitRecord, list[records.DoneAction]] | None:
+        """The record with every row that there is of the unit, and each of its actions with its facts."""
+
+        def read(db: apsw.Connection) -> tuple[records.UnitRecord, list[records.DoneAction]] | None:
+            found = records.unit(db, unit, records.ALL)
+            return None if found is None else (found, records.actions_of(db, found.summary.unit))
+
+        return self._readers.read(read)
+
     def outbox_items(
         self, limit: int, after: int = 0, state: str | None = None
     ) -> list[records.OutboxRecord]:

@@ -181,6 +181,11 @@ def require_pass(db: apsw.Connection, kind: str, value: str, sku: str, wanted: s
         )
 
 
+def unpack(packed: bytes) -> Facts:
+    """Facts as they came in."""
+    return _unpack.decode(packed)
+
+
 def facts_of(db: apsw.Connection, unit: str) -> dict[str, Facts]:
     """The facts on record by `step.action`: of each action its last result."""
     rows = db.execute(

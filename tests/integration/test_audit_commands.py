@@ -160,6 +160,23 @@ def test_plain_tools_come_to_the_same_verdict(office: Office) -> None:
     assert json.loads(lines[-1])["end"] == {"records": len(records), "checkpoints": 2}
 
 
+def test_the_shell_commands_of_the_auditors_page_work_as_they_stand_there(office: Office) -> None:
+    office.made(1)
+    office.at_the_station("checkpoint")
+    office.at_the_station("export", office.file("trail.jsonl"))
+    office.at_the_station("key", "--out", office.file("line-1.pem"))
+    page = (Path(__file__).resolve().parents[2] / "docs/audit.md").read_text()
+    part = page[page.index("## Checking it without our command") : page.index("## A unit's whole file")]
+    commands = "\n".join(line[4:] for line in part.splitlines() if line.startswith("    "))
+    assert "openssl" in commands
+    done = subprocess.run(
+        ["sh", "-eu", "-c", commands], cwd=office.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    leaf = json.loads(Path(office.file("trail.jsonl")).read_text().splitlines()[1])["leaf"]
+    assert done.stdout == f"{leaf}  -\nVerified OK\n"
+
+
 def test_what_is_not_there_yet_is_told_with_what_to_do(office: Office) -> None:
     assert office.station("head").returncode == 3
     unit = office.made(1)

@@ -17,6 +17,7 @@ from hal.errors import Outcome, PeerUnavailable
 from station.status import letters, panel, watch, wording
 from station.status.client import StatusClient
 from station.status.view import (
+    AuditView,
     ClockView,
     DiskView,
     NestState,
@@ -210,6 +211,7 @@ def test_what_needs_a_person_is_said_and_being_offline_is_not() -> None:
             disk=DiskView(10, 100, low=True),
             clock=ClockView(0.0, trusted=False, detail="behind the CA certificate"),
             problems=["driver acme: broken"],
+            audit=AuditView("required", 9, 7, problem="no audit key", hint="An engineer makes it."),
         ),
         [],
         changed(OUTBOX, parked=2),
@@ -222,10 +224,11 @@ def test_what_needs_a_person_is_said_and_being_offline_is_not() -> None:
         "NOT TRUSTED",
         "2 parked",
         "driver acme: broken",
+        "Audit trail (units wait): no audit key",
     ):
         assert part in seen
-    assert len(wording.attention(troubled)) == 5
-    assert sum(line.startswith("ATTENTION") for line in wording.summary(troubled)) == 5
+    assert len(wording.attention(troubled)) == 6
+    assert sum(line.startswith("ATTENTION") for line in wording.summary(troubled)) == 6
 
 
 def test_bench_mode_is_marked_and_production_is_not() -> None:

@@ -14,9 +14,12 @@ import pytest
 
 from hal.errors import HallmarkError
 from station.messages import Outcome
-from station.store import Store, database
+from station.store import Store, audit, database
+from tests import audit_parts
 from tests import store_crash as crash
 from tests import store_parts as parts
+from tests.unit.test_audit_store import records_of
+from tests.unit.test_audit_tree import plain_root
 
 NAME = "station.db"
 BALLAST = 4096
@@ -28,9 +31,11 @@ def scenario(path: Path, promise: Callable[[str], None]) -> None:
         store.recover()
         store.load_work_orders([("WO-1", parts.SKU, 10)])
         promise("order")
+        store._write(many_records)
         for board in (1, 2):
             parts.trip(store, board)
             promise(f"passed board-{board}")
+            promise(f"signed {audit_parts.sign(store).size}")
         (first, *_) = store.lease("dps", 10, "me")
         store.report([Outcome(first.seq, etag="e", sent=b"{}")], "me")
         promise(f"uploaded {first.registration_id}")
@@ -41,6 +46,12 @@ def scenario(path: Path, promise: Callable[[str], None]) -> None:
         promise("joined board-3")
 
 
+def many_records(db: apsw.Connection, now: int) -> None:
+    """So many that a hash of 256 of them is kept, at a write of the units' trips."""
+    for number in range(240):
+        audit.append(db, now, "tested", fields={"number": number})
+
+
 def judge(path: Path, promised: list[object]) -> None:
     """Opens what is left as a station would, and compares it with what was promised."""
     with Store.open(path, ballast=BALLAST) as store:
@@ -49,12 +60,19 @@ def judge(path: Path, promised: list[object]) -> None:
         acknowledged = {row.registration_id for row in store.outbox_items(100, state="acknowledged")}
         orders = store.work_orders()
         events = store.events(0, 500)
+        signed = [item.size for item in store.audit_checkpoints(0)]
+        records = records_of(path)
+        assert store.audit_root(len(records)) == plain_root(records), "the tree is not the records' one"
+        assert all(leaf.sound for leaf in store.audit_leaves(0))
+        assert all(item.root == plain_root(records[: item.size]) for item in store.audit_checkpoints(0))
     for promise in promised:
         word, *rest = str(promise).split()
         if word == "order":
             assert [order.id for order in orders] == ["WO-1"]
         elif word == "passed":
             assert units[rest[0]].state == "passed"
+        elif word == "signed":
+            assert int(rest[0]) in signed
         elif word == "uploaded":
             assert rest[0] in acknowledged
         else:
@@ -78,7 +96,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> list[crash.Op]:
 
 
 def test_the_recording_saw_the_whole_scenario(log: list[crash.Op]) -> None:
-    assert sum(op.kind == "ack" for op in log) == 5
+    assert sum(op.kind == "ack" for op in log) == 7
     assert {op.file for op in log if op.kind == "write"} >= {NAME, f"{NAME}-wal", f"{NAME}-journal"}
     assert any(op.kind == "sync" and op.file == NAME for op in log), "no checkpoint"
 
