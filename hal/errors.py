@@ -41,6 +41,7 @@ sentence: what to do. The message says what happened; device text in it is bound
     ├── IssuanceRefused          the signer said no
     │   ├── QuotaSpent
     │   ├── StockEmpty           the lot of certificates made in advance is used up
+    │   ├── OrderRefused         no work order permits this here and now
     │   ├── ClockUntrusted
     │   ├── ProfileViolation
     │   ├── CsrRejected          wrong signature, other key or other subject than agreed
@@ -314,6 +315,10 @@ class StockEmpty(IssuanceRefused):
     default_hint = (
         "Import the next lot of certificates: `hallmark pool import`; then plug the board in again."
     )
+
+
+class OrderRefused(IssuanceRefused):
+    default_hint = "Set the board aside; ask for a work order that permits it, and see `hallmark orders`."
 
 
 class ClockUntrusted(IssuanceRefused):

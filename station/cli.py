@@ -35,6 +35,7 @@ COMMANDS: Final = (
     "config",
     "pool",
     "manifest",
+    "orders",
     "recipe",
     "drivers",
 )

@@ -140,6 +140,14 @@ class PolicySection(Struct, frozen=True):
     long_lived_days: Size = 825
 
 
+class OrdersSection(Struct, frozen=True):
+    """`required` None: in production yes, on a bench no. `keys`: who may sign work orders."""
+
+    required: bool | None = None
+    keys: str = "trust/orders"
+    reconcile_minutes: Annotated[int, Meta(ge=1, le=1440, description="minutes, 1 to 1440")] = 15
+
+
 class LocalStationSection(Struct, frozen=True):
     """What a machine may say of itself."""
 
@@ -168,6 +176,7 @@ class StationFile(Struct, frozen=True):
     trust: TrustSection = TrustSection()
     sink: list[SinkSection] = []
     work_order: list[WorkOrderSection] = []
+    orders: OrdersSection = OrdersSection()
     status: StatusSection = StatusSection()
     policy: PolicySection = PolicySection()
     audit: AuditSection = AuditSection()
@@ -190,6 +199,11 @@ class Configuration:
     @property
     def bench(self) -> bool:
         return self.file.station.mode == "bench"
+
+    @property
+    def orders_required(self) -> bool:
+        """Whether nothing is made without a signed work order: in production, unless station.toml says otherwise."""
+        return _orders_required(self.file)
 
     @property
     def folder(self) -> Path:
@@ -269,6 +283,11 @@ def _production(source: TomlSource) -> bool:
     return not (isinstance(station, dict) and station.get("mode") == "bench")
 
 
+def _orders_required(file: StationFile) -> bool:
+    said = file.orders.required
+    return file.station.mode != "bench" if said is None else said
+
+
 def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> None:
     for section, attribute in (("nest", "name"), ("nest", "place"), ("sink", "name"), ("work_order", "id")):
         seen: dict[str, int] = {}
@@ -292,6 +311,12 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
                 f"{label!r} is for keys that wrap secrets; expected one that doesn't begin like wrap_key"
             )
             problems.add(source, ("signer", name), message)
+    if file.work_order and _orders_required(file):
+        problems.add(
+            source,
+            ("work_order", 0),
+            "work orders have to be signed here; expected none in this file, but `hallmark orders import`",
+        )
     if len(file.nest) > MAX_NESTS:
         problems.add(source, ("nest",), f"{len(file.nest)} nests; expected at most {MAX_NESTS}")
     named = set(file.station.drivers)
@@ -312,6 +337,7 @@ def _check_names(source: TomlSource, file: StationFile, problems: Problems) -> N
         (("trust", "preloaded_signers"), file.trust.preloaded_signers),
         (("signer", "profiles"), file.signer.profiles),
         (("device_keys", "upload_key"), file.device_keys.upload_key),
+        (("orders", "keys"), file.orders.keys),
         *((("escrow", "officers", index), officer) for index, officer in enumerate(file.escrow.officers)),
     ]
     for key, text in relative:

@@ -95,6 +95,14 @@ def _summary(record: UnitRecord) -> dict[str, object]:
         "configuration": record.visits[-1].configuration.hex()
         if record.visits and record.visits[-1].configuration
         else None,
+        "scrap": record.scrap
+        and {
+            "at": record.scrap.at,
+            "by": record.scrap.by,
+            "reason": record.scrap.reason,
+            "given_back_at": record.scrap.given_back_at,
+            "proof": record.scrap.proof,
+        },
         "identifiers": [{"kind": item.kind, "value": item.value} for item in record.identifiers],
         "ek_name": ek_name,
         "tpm": tpm_of(record),

@@ -19,6 +19,7 @@ from station.escrow_opener import parse
 from station.nest.nest import Nest
 from station.nest.out_of_service import OutOfService
 from station.offered import Offered
+from station.order_book import OrderBook, OrderView, Reckoning
 from station.status.view import (
     AuditView,
     ClockView,
@@ -53,7 +54,9 @@ class Overview:
         audit: Callable[[], AuditView],
         checkpoint: Callable[[], object],
         offered: Offered,
+        orders: OrderBook,
     ) -> None:
+        self._orders = orders
         self._configuration, self._store, self._nests = configuration, store, nests
         self._token, self._problems = token, problems
         self._audit, self._checkpoint, self._offered = audit, checkpoint, offered
@@ -88,7 +91,7 @@ class Overview:
             clock=self._clock(),
             audit=self._audit(),
             work_orders=[
-                WorkOrderView(order.id, order.sku, order.quantity, order.passed)
+                WorkOrderView(order.id, order.sku, order.quantity, order.passed - order.given_back)
                 for order in self._store.work_orders()
             ],
             configuration=_released(self._configuration),
@@ -178,6 +181,21 @@ class Overview:
 
     def take_stock(self, file: str, by: str) -> None:
         take(self._configuration.paths, self._store, file, by)
+
+    def orders(self) -> Sequence[OrderView]:
+        return self._orders.listed()
+
+    def reconcile(self) -> Sequence[Reckoning]:
+        return self._orders.reconcile()
+
+    def import_order(self, data: bytes, signature: bytes, by: str) -> None:
+        self._orders.take(data, signature, by)
+
+    def close_order(self, name: str, reason: str, by: str) -> None:
+        self._orders.close(name, reason, by)
+
+    def scrap(self, unit: str, reason: str, by: str) -> None:
+        self._orders.scrap(unit, reason, by)
 
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         self._store.decide(number, choice, reason, by)

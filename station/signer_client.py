@@ -34,7 +34,20 @@ class SignerClient:
 
     def issue(self, request: messages.SignRequest) -> list[bytes]:
         """The certificate chain, DER, leaf first: in the signer's ledger by now, and the same one each time."""
-        return self._ask(request, messages.Issued).chain
+        return self.issued(request).chain
+
+    def issued(self, request: messages.SignRequest) -> messages.Issued:
+        """The same, with the work order that it was counted against."""
+        return self._ask(request, messages.Issued)
+
+    def order_counts(self, work_order: str) -> messages.OrderState:
+        """How far the signer's ledger says that an order is used up."""
+        return self._ask(messages.OrderCounts(work_order), messages.OrderState)
+
+    def give_back(self, unit: str, serial: str, reason: str, by: str) -> str:
+        """A scrapped unit's certificate counts no more against its order; the proof, in words."""
+        asked = messages.GiveBack(unit, serial, reason[:2000], by[:2000])
+        return self._ask(asked, messages.GivenBack).proof
 
     def wrap(self, context: bytes, plain: Secret, key: str = "") -> bytes:
         """`key`: the one of a work order or day, made on first use."""

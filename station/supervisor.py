@@ -6,6 +6,7 @@ driver and socket has its own threads, so that one in trouble leaves the others 
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 from contextlib import ExitStack
@@ -33,6 +34,7 @@ from station.nest.out_of_service import OutOfService
 from station.nest.service import Services
 from station.nest.stock import DEVICE, POOL, PRELOADED
 from station.notify import Watchdog, boot_id
+from station.order_book import OrderBook
 from station.outbox import OutboxServer
 from station.overview import Overview, version
 from station.places import Places
@@ -80,6 +82,16 @@ class Supervisor:
         judge = Judge(self._trust.current, store.ek_listed)
         self._services = _services(configuration, store, signer, self._checkpoints, judge)
         self._keys = KeyKeeper(store, signer)
+        self._orders = OrderBook(
+            store,
+            signer,
+            self._services.images,
+            configuration.file.station.name,
+            configuration.path(configuration.file.orders.keys),
+            required=configuration.orders_required,
+            minutes=configuration.file.orders.reconcile_minutes,
+        )
+        self._services = dataclasses.replace(self._services, orders=self._orders)
         terms = VisitTerms(
             bench=configuration.bench,
             check_token=self._token.check,
@@ -101,6 +113,7 @@ class Supervisor:
             self._checkpoints.view,
             self._checkpoints.sign,
             self._services.offered,
+            self._orders,
         )
 
     def run(self) -> None:
@@ -136,6 +149,8 @@ class Supervisor:
             stack.callback(self._token.stop)
             self._keys.start()
             stack.callback(self._keys.stop)
+            self._orders.start()
+            stack.callback(self._orders.stop)
             for nest in self._nests.values():
                 nest.start()
                 stack.callback(nest.stop)
@@ -166,7 +181,8 @@ class Supervisor:
 
     def _troubles(self) -> list[str]:
         trust = [f"trust: {self._trust.trouble}"] if self._trust.trouble else []
-        return [*self._problems.values(), *trust, *self._places.unclaimed(), *self._low_stock()]
+        orders, places = self._orders.troubles(), self._places.unclaimed()
+        return [*self._problems.values(), *trust, *orders, *places, *self._low_stock()]
 
     def _low_stock(self) -> list[str]:
         """Lots that recipes of our nests draw from, and that are nearly used up, or not there."""

@@ -124,6 +124,21 @@ class FakeControl:
     def take_stock(self, file: str, by: str) -> None:
         self.calls.append(("take_stock", file, by))
 
+    def orders(self) -> Sequence[object]:
+        return [{"id": "WO-17"}]
+
+    def reconcile(self) -> Sequence[object]:
+        return [{"order": "WO-17", "drift": 0}]
+
+    def import_order(self, data: bytes, signature: bytes, by: str) -> None:
+        self.calls.append(("import_order", data, signature, by))
+
+    def close_order(self, name: str, reason: str, by: str) -> None:
+        self.calls.append(("close_order", name, reason, by))
+
+    def scrap(self, unit: str, reason: str, by: str) -> None:
+        self.calls.append(("scrap", unit, reason, by))
+
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         if choice == "no-choice":
             raise ValueError("no choice")

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from hal.errors import ConfigError, PeerUnavailable, quote
+from hal.errors import ConfigError, PeerUnavailable, StationError, quote
 from station import history
 from station.commands.source import Source, change
 from station.export import ek_candidates, export, key_of, tpm_of
@@ -22,15 +22,15 @@ from station.store import Store
 from station.store.records import ActionRecord, UnitRecord
 
 HELP: Final = "list and show units, export their files, put units aside or release them"
-LIST, SHOW, EXPORT, QUARANTINE, RELEASE = "list", "show", "export", "quarantine", "release"
-VERBS: Final = (LIST, SHOW, EXPORT, QUARANTINE, RELEASE)
+LIST, SHOW, EXPORT, QUARANTINE, RELEASE, SCRAP = "list", "show", "export", "quarantine", "release", "scrap"
+VERBS: Final = (LIST, SHOW, EXPORT, QUARANTINE, RELEASE, SCRAP)
 FINE: Final = 0
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "hallmark units [--json] [--find TEXT] | [show] ID | export ID|--all --out DIR"
-        " | quarantine ID --reason TEXT | release ID"
+        " | quarantine ID --reason TEXT | release ID | scrap ID --reason TEXT"
     )
     parser.add_argument(
         "words", nargs="*", metavar="WORD", help="a unit or registration ID, or a verb and one"
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     verb, unit = _words(args.words)
     if verb == EXPORT:
         return _export(args, unit)
+    if verb == SCRAP:
+        return _scrap(args, _needed(unit, verb))
     if verb in (QUARANTINE, RELEASE):
         return _decide(args, verb, _needed(unit, verb))
     with Source(args.paths) as source:
@@ -167,6 +169,31 @@ def _decide(args: argparse.Namespace, verb: str, unit: str) -> int:
             lambda store, by: store.set_quarantine(unit, args.reason, by),
             reason=args.reason,
         )
+    return FINE
+
+
+def _scrap(args: argparse.Namespace, unit: str) -> int:
+    """Out for good. Says what is left to be done by hand: what a service has already, nobody here can take back."""
+    if not args.reason:
+        raise ConfigError("say why with --reason: it stays on record", hint="See `hallmark units --help`.")
+    path = f"/v1/units/{segment(unit)}/scrap"
+
+    def directly(store: Store, by: str) -> None:
+        store.scrap(unit, args.reason, by)
+
+    change(args.paths, path, directly, reason=args.reason)
+    with Source(args.paths) as source:
+        record = source.unit(unit)
+    scrap = record.scrap
+    if scrap is None:
+        raise StationError(f"unit {unit[:128]!a} is not scrapped", hint="See `hallmark audit`.")
+    print(f"{record.summary.registration_id} is scrapped: it can't pass again.")
+    if scrap.serial is not None and scrap.given_back_at is None:
+        print(
+            "Its share of the work order comes back once the signer has confirmed it; see `hallmark units`."
+        )
+    for sink in scrap.sinks:
+        print(f"{sink} has its enrollment already: delete it there.")
     return FINE
 
 

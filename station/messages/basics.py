@@ -25,3 +25,5 @@ class Issued(Struct, frozen=True, tag="issued"):
     """DER, leaf first, up to but without the root."""
 
     chain: list[Blob]
+    work_order: Text = ""
+    """What the signer counted it against; empty where there was no order."""

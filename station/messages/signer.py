@@ -6,7 +6,7 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
-from station.messages.basics import Blob, Issued, Name, Ok
+from station.messages.basics import Blob, Issued, Name, Ok, Text
 from station.messages.ca import CaAsked, CaGeneration, CaSays
 from station.wire import Problem
 
@@ -52,6 +52,46 @@ class SignRequest(Struct, frozen=True, tag="sign-request"):
     """SHA-256 of the signed set that the station runs with; empty on a bench. The signer's own has to be the same."""
     attestation: Blob = b""
     """What was proven of the key (JSON of `station.attestation.Transcript`); empty where its place can't prove."""
+    sku: Text = ""
+    recipe: Blob = b""
+    """SHA-256 of the recipe's file: what the work order has to permit."""
+    order: Blob = b""
+    order_signature: Blob = b""
+    """The signed work order that it is for, as it was imported; empty without one."""
+
+
+class OrderCounts(Struct, frozen=True, tag="order-counts"):
+    """How far a work order is used up. Reply `OrderState`, also for an order that the signer has never seen."""
+
+    work_order: Name
+
+
+class OrderState(Struct, frozen=True, tag="order-state"):
+    """`signed`: certificates of this order, all there ever were; `pending`: intents without one yet."""
+
+    work_order: Name
+    signed: int
+    pending: int
+    given_back: int
+    """Of both: scrapped since."""
+
+
+class GiveBack(Struct, frozen=True, tag="give-back"):
+    """A unit is scrapped: its certificate counts no more against its order. Reply `GivenBack`, the same each time.
+
+    `serial`: the certificate's, in hex; it has to be the one in the ledger, and revoked.
+    """
+
+    unit: Name
+    serial: Name
+    reason: Text
+    by: Text
+
+
+class GivenBack(Struct, frozen=True, tag="given-back"):
+    """`proof`: what the ledger says now, in words for the unit's record."""
+
+    proof: Text
 
 
 WrapKey = Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,95})?\Z")]
@@ -226,6 +266,8 @@ ToSigner = (
     SignerStatus
     | CheckToken
     | SignRequest
+    | OrderCounts
+    | GiveBack
     | WrapSecret
     | UnwrapSecret
     | DestroyWrapKey
@@ -243,6 +285,8 @@ ToSigner = (
 FromSigner = (
     SignerState
     | Issued
+    | OrderState
+    | GivenBack
     | Wrapped
     | Unwrapped
     | KeyForBoard

@@ -210,6 +210,12 @@ class Nest:
         recipe, sighting = self.recipe, self._presence.sighting
         if sighting is None:
             return False
+        permitted = None
+        if refused is None and self._services.orders is not None:
+            try:
+                permitted = self._services.orders.permit(recipe)
+            except HallmarkError as error:
+                refused = error
         name = self._services.store.open_visit(
             self.name,
             sighting.place,
@@ -218,6 +224,7 @@ class Nest:
             bytes.fromhex(recipe.digest),
             self._terms.boot_id,
             self._services.configuration or None,
+            permitted,
         )
         self.screen.begun(name)
         if refused is not None:

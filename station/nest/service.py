@@ -38,6 +38,7 @@ from station.nest.private_keys import PrivateKeys
 from station.nest.stock import VisitStock
 from station.nest.unit_secrets import UnitSecrets
 from station.offered import Offered
+from station.order_book import OrderBook
 from station.recipe import Recipe
 from station.signer.csr import read_csr
 from station.signer_client import SignerClient
@@ -77,6 +78,7 @@ class Services:
     """Raises why no unit may pass now, whatever its steps said."""
     terms: Mapping[str, Terms] = field(default_factory=dict)
     """What certificates made elsewhere have to be, by the certificate step's source."""
+    orders: OrderBook | None = None
 
 
 IDENTITY: Final = "tpm-identity"
@@ -382,7 +384,10 @@ class VisitService:
                     "the key of the certificate request has not been shown to be in the unit's TPM"
                 )
             attestation = to_json(self._attesting.proven_transcript())
-        chain = self._services.signer.issue(
+        store, orders = self._services.store, self._services.orders
+        work_order = store.ask_signature(self._visit)
+        order, signature = orders.request(work_order) if orders else (b"", b"")
+        issued = self._services.signer.issued(
             messages.SignRequest(
                 unit.unit,
                 unit.registration_id,
@@ -390,10 +395,14 @@ class VisitService:
                 message.csr,
                 configuration=self._services.configuration,
                 attestation=attestation,
+                sku=self._recipe.sku,
+                recipe=bytes.fromhex(self._recipe.digest),
+                order=order,
+                order_signature=signature,
             )
         )
-        self._services.store.record_certificate(self._visit, message.profile, chain)
-        return messages.Issued(chain)
+        store.record_certificate(self._visit, message.profile, issued.chain, issued.work_order or None)
+        return messages.Issued(issued.chain)
 
     def _deliver(self, message: messages.DeliverKey) -> messages.Delivered:
         if message.purpose == KeyPurpose.PRIVATE:

@@ -34,6 +34,7 @@ from station.signer.clock import TrustedClock
 from station.signer.csr import Request, read_csr
 from station.signer.generations import Generation, Generations
 from station.signer.ledger import Entry, Intent, Ledger
+from station.signer.orders import Orders
 from station.signer.profiles import Profile, load_profile
 from station.signer.token_key import TokenKey, bytes_to_be_signed, put_together, signature_hash
 
@@ -54,9 +55,11 @@ class Issuer:
         profiles: Path,
         clock: TrustedClock,
         configuration: bytes = b"",
+        orders: Orders | None = None,
     ) -> None:
         """`configuration`: digest of the signed set that `profiles` come from; empty on a bench."""
         self._configuration = configuration
+        self._orders = orders or Orders(ledger, "", (), required=False)
         self._ledger, self._token, self._generations = ledger, token, generations
         self._profiles, self._clock = profiles, clock
 
@@ -99,10 +102,11 @@ class Issuer:
             _log.warning("an unsigned intent of a CA that is no more is made anew", unit=asked.unit)
             intent = self._intent(asked, request, digest, profile, now, active)
             return self._ledger.renew(entry, intent, active.authority.pem, asked.attestation)
+        share = self._orders.share(asked, now)
         for _ in range(DRAWS):
             intent = self._intent(asked, request, digest, profile, now, active)
             found = self._ledger.intend(
-                intent, active.authority.pem, self._configuration or None, asked.attestation
+                intent, active.authority.pem, self._configuration or None, asked.attestation, share
             )
             if found is not None:
                 return found

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import apsw
 
@@ -144,6 +144,24 @@ MIGRATIONS: Final[tuple[str, ...]] = (
         UNIQUE (scope, number)
     ) STRICT;
     """,
+    """
+    CREATE TABLE work_orders (
+        id TEXT PRIMARY KEY NOT NULL,
+        data BLOB NOT NULL,                                   -- as it was signed
+        signature BLOB NOT NULL,
+        first_seen INTEGER NOT NULL,
+        intended INTEGER NOT NULL DEFAULT 0,                  -- intents for it, signed or not
+        given_back INTEGER NOT NULL DEFAULT 0 CHECK (given_back <= intended)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE origins ADD COLUMN work_order TEXT REFERENCES work_orders (id);
+    CREATE INDEX origins_order ON origins (work_order) WHERE work_order IS NOT NULL;
+    CREATE TABLE scraps (
+        id INTEGER PRIMARY KEY NOT NULL REFERENCES certificates (id),
+        at INTEGER NOT NULL,
+        by TEXT NOT NULL,
+        reason TEXT NOT NULL
+    ) STRICT;
+    """,
 )
 
 
@@ -181,6 +199,15 @@ _SELECT: Final = (
     f"SELECT {_COLUMNS} FROM certificates JOIN issuers ON issuers.sha256 = issuer"  # noqa: S608 - constants
     " LEFT JOIN revocations ON entry = certificates.id"
 )
+
+
+class OrderShare(Protocol):
+    """A work order that an intent is for: `take` counts it, or raises why it may not."""
+
+    @property
+    def name(self) -> str: ...
+
+    def take(self, db: apsw.Connection, now: int) -> None: ...
 
 
 class Ledger:
@@ -225,12 +252,19 @@ class Ledger:
             db.execute("INSERT INTO releases VALUES (?, ?) ON CONFLICT DO NOTHING", (serial, digest))
 
     def intend(
-        self, intent: Intent, chain: bytes, configuration: bytes | None = None, attestation: bytes = b""
+        self,
+        intent: Intent,
+        chain: bytes,
+        configuration: bytes | None = None,
+        attestation: bytes = b"",
+        order: OrderShare | None = None,
     ) -> Entry | None:
         """Makes the intent durable, or gives the one that a parallel request made durable first.
 
         None when the serial number is another certificate's already. `configuration`: SHA-256 of the signed set that it
         was asked for with; None on a bench. `attestation`: the transcript that was checked, empty where there is none.
+
+        `order`: whose share it takes, in the same transaction; QuotaSpent.
         """
         with self.using() as db, db:
             db.execute("INSERT INTO issuers VALUES (?, ?) ON CONFLICT DO NOTHING", (intent.issuer, chain))
@@ -239,10 +273,12 @@ class Ledger:
                 " intended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 _values(intent),
             )
+            if db.changes() and order is not None:
+                order.take(db, intent.intended_at)
             db.execute(
-                "INSERT INTO origins (id, configuration) SELECT id, ? FROM certificates WHERE unit = ?"
+                "INSERT INTO origins (id, configuration, work_order) SELECT id, ?, ? FROM certificates WHERE unit = ?"
                 " ON CONFLICT DO NOTHING",
-                (configuration, intent.unit),
+                (configuration, order.name if order else None, intent.unit),
             )
             self._attest(db, intent, attestation)
         return self.find(intent.unit, intent.spki_sha256, intent.registration_id)

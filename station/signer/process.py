@@ -38,6 +38,7 @@ from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generation, Generations
 from station.signer.issuing import Issuer
 from station.signer.key_ledger import KeyLedger
+from station.signer.orders import Orders
 from station.signer.overrun import Overrun
 from station.signer.pin import PinDescriptor, PinFile, PinGuard
 from station.signer.profiles import load_profiles
@@ -45,6 +46,7 @@ from station.signer.service import LOOP as ACCEPT_LOOP
 from station.signer.service import Listener, Service
 from station.signer.supervisor import LOOP as SUPERVISOR_LOOP
 from station.signer.supervisor import Supervisor
+from station.work_order import order_signers
 
 PIN_CREDENTIAL: Final = "ca-pin"
 GROUP: Final = "hallmark"
@@ -167,7 +169,13 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
         supervisor = Supervisor(opened.token, section.ca_key, active, overrun, watchdog, look)
         stack.callback(supervisor.close)
         digest = bytes.fromhex(configuration.digest)
-        issuer = Issuer(opened.ledger, opened.token, generations, profiles, opened.clock, digest)
+        orders = Orders(
+            opened.ledger,
+            configuration.file.station.name,
+            order_signers(configuration.path(configuration.file.orders.keys)),
+            required=configuration.orders_required,
+        )
+        issuer = Issuer(opened.ledger, opened.token, generations, profiles, opened.clock, digest, orders)
         label = str(section.settings.get("token", section.driver))
         keys = DeviceKeys(KeyLedger(opened.ledger), opened.secrets, opened.wrap, _uploader(configuration))
         service = Service(
@@ -183,6 +191,7 @@ def run(configuration: Configuration, pin: PinFile | PinDescriptor | None = None
             overrun,
             keys,
             CheckpointSigner(opened.ledger, opened.token, section.audit_key),
+            orders,
         )
         server = stack.enter_context(_server(paths))
         looking = threading.Thread(target=supervisor.run, args=(stop,), name="supervisor", daemon=True)

@@ -37,6 +37,7 @@ from station.signer.device_keys import DeviceKeys
 from station.signer.generations import Generations
 from station.signer.issuing import Issuer
 from station.signer.ledger import Ledger
+from station.signer.orders import Orders
 from station.signer.overrun import Overrun
 from station.signer.supervisor import Supervisor
 from station.wire import Link, PeerCredentials, Problem
@@ -71,7 +72,9 @@ class Service:
         overrun: Overrun,
         keys: DeviceKeys,
         checkpoints: CheckpointSigner,
+        orders: Orders,
     ) -> None:
+        self._orders = orders
         self._supervisor, self._issuer = supervisor, issuer
         self._generations, self._clock, self._administration = generations, clock, administration
         self._ledger, self._wrap, self._wrap_key, self._label = ledger, wrap, wrap_key, label
@@ -105,7 +108,12 @@ class Service:
                 return self._state()
             case messages.SignRequest():
                 with self._overrun.call("sign", self._never) as call:
-                    return messages.Issued(self._issuer.issue(call, asked))
+                    chain = self._issuer.issue(call, asked)
+                    return messages.Issued(chain, self._orders.of_unit(asked.unit))
+            case messages.OrderCounts():
+                return self._orders.counts(asked.work_order)
+            case messages.GiveBack():
+                return self._orders.give_back(asked, self._clock.now())
             case messages.WrapSecret():
                 with self._overrun.call("wrap", self._never) as call:
                     sealed = self._wrap.wrap(

@@ -104,7 +104,11 @@ class StatusClient:
         self, method: str, path: str, parameters: dict[str, str | int | None], body: bytes | None = None
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         given = {name: value for name, value in parameters.items() if value is not None}
-        target = path + ("?" + urlencode(given) if given else "")
+        target, body = path, None
+        if method == "POST":
+            body = msgspec.json.encode(given) if given else None
+        elif given:
+            target = f"{path}?{urlencode(given)}"
         connection = _Connection(self._path)
         try:
             connection.request(method, target, body)

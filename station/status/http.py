@@ -16,7 +16,7 @@ from station.status.view import Failure
 
 HEAD_LIMIT: Final = 16 * 1024
 """Octets of a request line with its headers."""
-BODY_LIMIT: Final = 4 * 1024
+BODY_LIMIT: Final = 64 * 1024
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
 

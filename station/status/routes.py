@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -135,6 +136,8 @@ class Routes:
             get("/v1/ek-lists/*/entries", self._ek_list_entries),
             get("/v1/eks", self._made_eks),
             get("/v1/eks/unlisted", self._unlisted_eks),
+            get("/v1/orders", lambda _: Answer.json({"orders": list(control.orders())})),
+            get("/v1/orders/reconcile", lambda _: Answer.json({"orders": list(control.reconcile())})),
             get("/v1/events", self._events),
             get("/metrics", lambda _: Answer(200, metrics.render(self._snapshot()), METRICS_TYPE)),
             post("/v1/pause", lambda asked: control.pause(asked.by)),
@@ -148,6 +151,15 @@ class Routes:
                 lambda asked: control.quarantine(asked.segments[0], asked.by, asked.text("reason")),
             ),
             post("/v1/units/*/release", lambda asked: control.release(asked.segments[0], asked.by)),
+            post("/v1/orders", self._import_order),
+            engineers_post(
+                "/v1/orders/*/close",
+                lambda asked: control.close_order(asked.segments[0], asked.text("reason"), asked.by),
+            ),
+            engineers_post(
+                "/v1/units/*/scrap",
+                lambda asked: control.scrap(asked.segments[0], asked.text("reason"), asked.by),
+            ),
             engineers_post("/v1/decisions/*/answer", self._decide),
             engineers_post("/v1/stock", lambda asked: control.take_stock(asked.text("file"), asked.by)),
             engineers_post(
@@ -243,6 +255,14 @@ class Routes:
             self._control.decide(_row(asked), asked.text("answer"), asked.text("reason"), asked.by)
         except ValueError as error:
             bad_request(str(error))
+
+    def _import_order(self, asked: Asked) -> None:
+        """`order` and `signature` are base64 of the two files' octets."""
+        try:
+            data, signature = (b64decode(asked.text(name), validate=True) for name in ("order", "signature"))
+        except ValueError:
+            bad_request("order or signature is no base64")
+        self._control.import_order(data, signature, asked.by)
 
     # --- the table
 

@@ -255,6 +255,21 @@ class StationControl(Protocol):
     def take_stock(self, file: str, by: str) -> None:
         """Takes over the lot that a command left in a file of this name. Raises what is wrong with it."""
 
+    def orders(self) -> Sequence[object]:
+        """Work orders, for JSON."""
+
+    def reconcile(self) -> Sequence[object]:
+        """Each signed order's reckoning, made now. PeerUnavailable without the signer."""
+
+    def import_order(self, data: bytes, signature: bytes, by: str) -> None:
+        """OrderRefused for one that no key here has signed."""
+
+    def close_order(self, name: str, reason: str, by: str) -> None:
+        """LookupError for one that isn't open."""
+
+    def scrap(self, unit: str, reason: str, by: str) -> None:
+        """LookupError for a unit that doesn't exist."""
+
     def decide(self, number: int, choice: str, reason: str, by: str) -> None:
         """Answers an open question. LookupError for a number that has none, ValueError for a word that is no choice."""
 

@@ -14,7 +14,17 @@ from msgspec import Struct
 
 from station.messages import Facts
 from station.status.view import PAGE_LIMIT, EventView
-from station.store import attestations, audit, certificates, decisions, escrow, identity, trust, visits
+from station.store import (
+    attestations,
+    audit,
+    certificates,
+    decisions,
+    escrow,
+    identity,
+    scraps,
+    trust,
+    visits,
+)
 from station.store.decisions import Decision
 from station.trust.verdict import Verdict
 
@@ -27,7 +37,7 @@ LAST_CHARACTER: Final = "\U0010ffff"
 
 
 class UnitSummary(Struct, frozen=True):
-    """One line of the list of units. `state`: open, passed, quarantined or retired; `outcome` of its last visit."""
+    """One line of the list. `state`: open, passed, quarantined, retired or scrapped; `outcome` of its last visit."""
 
     unit: str
     registration_id: str
@@ -125,6 +135,18 @@ class OutboxRecord(Struct, frozen=True):
     sent: bytes = b""
 
 
+class ScrapRecord(Struct, frozen=True):
+    """`sinks` had its enrollment when it was scrapped; `proof`: what the signer recorded, None until it did."""
+
+    at: float
+    by: str
+    reason: str
+    serial: str | None
+    sinks: list[str]
+    given_back_at: float | None
+    proof: str | None
+
+
 class UnitRecord(Struct, frozen=True):
     """All that is known of a unit."""
 
@@ -141,6 +163,7 @@ class UnitRecord(Struct, frozen=True):
     events: list[EventView]
     ek_verdict: Verdict | None = None
     """What vouches for its EK, as its latest visit found."""
+    scrap: ScrapRecord | None = None
     decisions: list[Decision] = []
     """Questions about this unit that a person was asked, and the answers."""
     attestation: bytes | None = None
@@ -208,6 +231,7 @@ def unit(db: apsw.Connection, name: str, part: int = PART_LIMIT) -> UnitRecord |
         events=audit.events_of(db, found, part),
         ek_verdict=trust.verdict_of(db, found),
         attestation=attestations.of_unit(db, found),
+        scrap=_scrap(db, found),
     )
 
 
@@ -253,7 +277,8 @@ def _summary(
     visit: str | None,
     retired: str | None,
 ) -> UnitSummary:
-    aside = "retired" if retired is not None else "quarantined" if quarantine is not None else None
+    out = "scrapped" if (retired or "").startswith(scraps.SCRAPPED) else "retired"
+    aside = out if retired is not None else "quarantined" if quarantine is not None else None
     state = aside or ("passed" if passed is not None else "open")
     return UnitSummary(
         name,
@@ -307,6 +332,16 @@ def _certificate(db: apsw.Connection, name: str) -> CertificateRecord | None:
     if row is None:
         return None
     return CertificateRecord(row[0], row[1], row[2] / 1000, certificates.of_unit(db, name) or [])
+
+
+def _scrap(db: apsw.Connection, name: str) -> ScrapRecord | None:
+    made = scraps.of_unit(db, name)
+    if made is None:
+        return None
+    given_back = _seconds(made.given_back)
+    return ScrapRecord(
+        made.at / 1000, made.by, made.reason, made.serial, list(made.sinks), given_back, made.proof
+    )
 
 
 def _escrows(db: apsw.Connection, name: str, part: int) -> list[EscrowRecord]:

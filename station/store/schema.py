@@ -444,6 +444,46 @@ CREATE TABLE attestations (
 """
 """What was proven of a unit's TPM keys: the fullest transcript of its last visit that proved any."""
 
+SIGNED_ORDERS: Final = """
+CREATE TABLE signed_orders (
+    id         TEXT PRIMARY KEY NOT NULL REFERENCES work_orders (id),
+    data       BLOB NOT NULL,                                 -- as it was signed
+    signature  BLOB NOT NULL,
+    imported   INTEGER NOT NULL,
+    by         TEXT NOT NULL,
+    closed     INTEGER,                                       -- ended early
+    reason     TEXT,
+    CHECK ((closed IS NULL) = (reason IS NULL))
+) STRICT;
+CREATE TRIGGER signed_orders_keep_rows BEFORE DELETE ON signed_orders
+    BEGIN SELECT raise(ABORT, 'work orders are never deleted'); END;
+CREATE TRIGGER signed_orders_keep_content BEFORE UPDATE OF id, data, signature ON signed_orders
+    BEGIN SELECT raise(ABORT, 'a signed work order does not change'); END;
+ALTER TABLE work_orders ADD COLUMN given_back INTEGER NOT NULL DEFAULT 0 CHECK (given_back >= 0);
+
+-- What the signer was asked for, one row for each unit: asked is durable before the request, signed with its answer.
+CREATE TABLE signatures (
+    unit        TEXT PRIMARY KEY NOT NULL REFERENCES units (unit),
+    work_order  TEXT REFERENCES work_orders (id),             -- NULL: without an order
+    asked       INTEGER NOT NULL,
+    signed      INTEGER
+) STRICT;
+CREATE INDEX signatures_order ON signatures (work_order, signed);
+
+CREATE TABLE scraps (
+    unit        TEXT PRIMARY KEY NOT NULL REFERENCES units (unit),
+    at          INTEGER NOT NULL,
+    by          TEXT NOT NULL,
+    reason      TEXT NOT NULL,
+    serial      TEXT,                                         -- of its certificate, hex
+    sinks       BLOB NOT NULL,                                -- MessagePack list: who has its enrollment already
+    given_back  INTEGER,                                      -- when the signer confirmed it
+    proof       TEXT                                          -- what the signer recorded
+) STRICT;
+CREATE TRIGGER scraps_keep_rows BEFORE DELETE ON scraps
+    BEGIN SELECT raise(ABORT, 'scrap records are never deleted'); END;
+"""
+
 MIGRATIONS: Final[tuple[str, ...]] = (
     V1,
     V2,
@@ -454,6 +494,7 @@ MIGRATIONS: Final[tuple[str, ...]] = (
     TRUST,
     STOCK,
     ATTESTATIONS,
+    SIGNED_ORDERS,
 )
 """Migration n (from 1) brings a store of version n - 1 to version n. PRAGMA user_version holds the version."""
 

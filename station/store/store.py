@@ -37,6 +37,9 @@ from station.store import (
     passing,
     records,
     releases,
+    scraps,
+    signatures,
+    signed_orders,
     stock,
     trust,
     visits,
@@ -49,8 +52,12 @@ from station.store.ek_lists import EkList, ListedKey, Listing, MadeKey
 from station.store.orders import WorkOrder
 from station.store.outbox import Depth
 from station.store.readers import Readers
+from station.store.scraps import Scrap
+from station.store.signatures import Fates
+from station.store.signed_orders import KeptOrder
 from station.store.writing import Writing
 from station.trust.verdict import Verdict
+from station.work_order import SignedOrder
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -121,15 +128,17 @@ class Store:
         recipe_digest: bytes,
         boot_id: str,
         configuration: bytes | None = None,
+        permitted: Sequence[str] | None = None,
     ) -> str:
         """Opens a visit and gives its name. Refused while the disk is too full to be sure of ending it well.
 
-        `configuration`: SHA-256 of the signed set, None on a bench.
+        `configuration`: SHA-256 of the signed set, None on a bench. `permitted`: the work orders that it may be counted
+        against, None for all of the SKU's.
         """
         if not self._writable.ballast.ensure():
             raise StoreUnavailable("the disk is nearly full: no new visit begins", hint=FULL_HINT)
         return self._write(
-            visits.open_visit, nest, place, sku, recipe_pass, recipe_digest, boot_id, configuration
+            visits.open_visit, nest, place, sku, recipe_pass, recipe_digest, boot_id, configuration, permitted
         )
 
     def join(
@@ -272,9 +281,19 @@ class Store:
         """Keeps what was proven of the unit's TPM keys (JSON of `station.attestation.Transcript`)."""
         self._write(attestations.record, visit, transcript)
 
-    def record_certificate(self, visit: str, profile: str, chain: Sequence[bytes]) -> None:
-        """Keeps the unit's chain, DER, leaf first. DuplicateKey when it has another, or another unit has this key."""
-        self._write(certificates.record, visit, profile, chain)
+    def record_certificate(
+        self, visit: str, profile: str, chain: Sequence[bytes], signed_for: str | None = None
+    ) -> None:
+        """Keeps the unit's chain, DER, leaf first. DuplicateKey when it has another, or another unit has this key.
+
+        `signed_for`: the work order that the signer counted it against.
+        """
+
+        def work(db: apsw.Connection, now: int) -> None:
+            certificates.record(db, now, visit, profile, chain)
+            signatures.answered(db, now, visits.get_open(db, visit).joined(), signed_for)
+
+        self._write(work)
 
     def certificate(self, unit: str) -> list[bytes] | None:
         """The unit's chain, DER, leaf first."""
@@ -429,6 +448,45 @@ class Store:
     def work_orders(self) -> list[WorkOrder]:
         """Those that the configuration names now."""
         return self._readers.read(orders.active)
+
+    def take_order(self, order: SignedOrder, by: str) -> bool:
+        """Keeps a signed order. False when it is here already; OrderRefused for another one of its ID."""
+        return self._write(signed_orders.take, order, by)
+
+    def close_order(self, name: str, reason: str, by: str) -> None:
+        """Ends a signed order early. LookupError for one that isn't there, or has ended."""
+        self._write(signed_orders.close, name, reason, by)
+
+    def kept_orders(self) -> list[KeptOrder]:
+        """Every signed order that was ever imported, in order."""
+        return self._readers.read(signed_orders.kept)
+
+    def every_order(self) -> dict[str, WorkOrder]:
+        """All there ever were, by ID."""
+        return {order.id: order for order in self._readers.read(orders.every)}
+
+    def ask_signature(self, visit: str) -> str | None:
+        """The order to name to the signer; that it is asked is on record then."""
+        return self._write(signatures.ask, visit)
+
+    def fates(self, work_order: str) -> Fates:
+        """What became of the units that were signed for under an order."""
+        return self._readers.read(lambda db: signatures.fates(db, work_order))
+
+    def scrap(self, unit: str, reason: str, by: str) -> Scrap:
+        """A unit out for good; see `scraps`. LookupError for one that isn't there."""
+        made, forgotten = self._write(scraps.scrap, unit, reason, by)
+        if forgotten:
+            self._writable.writer.scrub()
+        return made
+
+    def give_back(self, unit: str, proof: str) -> None:
+        """The signer has confirmed that a scrapped unit's certificate counts no more."""
+        self._write(scraps.give_back, unit, proof)
+
+    def unproven_scraps(self) -> list[Scrap]:
+        """Scrapped units that the signer hasn't confirmed yet."""
+        return self._readers.read(scraps.unproven)
 
     # --- the signed configuration ------------------------------------------------------------------------------
 

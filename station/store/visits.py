@@ -5,6 +5,7 @@ Each function works inside the caller's transaction. Who the board is, is decide
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -60,6 +61,7 @@ def open_visit(
     recipe_digest: bytes,
     boot_id: str,
     configuration: bytes | None = None,
+    permitted: Sequence[str] | None = None,
 ) -> str:
     """Opens a visit and names it by nest, boot and number. One that is still open in this nest is ABORTED."""
     for (left_open,) in list(
@@ -71,7 +73,7 @@ def open_visit(
         "SELECT 1 + coalesce(max(number), 0) FROM visits WHERE nest = ? AND boot = ?", (nest, boot)
     ).get
     visit = f"{nest}.{boot}.{number}"
-    order = orders.reserve(db, sku)
+    order = orders.reserve(db, sku, permitted)
     db.execute(
         "INSERT INTO visits (visit, nest, boot, number, place, sku, recipe_pass, recipe_digest, work_order, opened,"
         " configuration) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -199,6 +199,7 @@ def test_help_names_every_command_and_each_has_its_own() -> None:
         "ca",
         "check",
         "config",
+        "orders",
         "recipe",
         "drivers",
     ):

@@ -30,6 +30,7 @@ SECTIONS: dict[str, Any] = {
     "[trust]": config.TrustSection,
     "[[sink]]": config.SinkSection,
     "[[work_order]]": config.WorkOrderSection,
+    "[orders]": config.OrdersSection,
     "[status]": config.StatusSection,
     "[policy]": config.PolicySection,
     "[audit]": config.AuditSection,

@@ -60,7 +60,7 @@ def test_garbage_on_the_socket_leaves_the_server_serving(served: Served, data: b
         (b"GET /v1/nests HTTP/1.1\r\n\r\n", 400),  # no Host
         (b"GET /" + b"a" * HEAD_LIMIT, 431),
         (
-            b"POST /v1/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n" + b"a" * (BODY_LIMIT + 1),
+            b"POST /v1/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n" + b"a" * (BODY_LIMIT + 1),
             413,
         ),
         (b"POST /v1/pause HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n[1]", 400),
