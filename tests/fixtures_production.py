@@ -5,24 +5,28 @@ The software TPMs of the other lines are refused here, so these boards prove the
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from drivers.emulated.bench.layout import Layout, NestPlan
 from drivers.emulated.bench.line import Line
 from drivers.emulated.bench.process import run
 from tests.fixtures_config import Releaser
 from tests.fixtures_line import KEYED, Bench
+from tests.order_parts import Planner
 
 CA_EXTENSIONS: Final = (
     "basicConstraints=critical,CA:true,pathlen:0\nkeyUsage=critical,keyCertSign,cRLSign\n"
     "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
 )
 SKU: Final = "gw-100"
+STATION: Final = "line-1"
 
 
 class ProductionLine(Line):
@@ -40,13 +44,32 @@ class ProductionLine(Line):
                 f'place = "{nest.port}"\nrecipe = "gw-200.toml"',
                 f'place = "{nest.port}"\nrecipe = "{SKU}.toml"',
             )
+        text = text.partition("\n[[work_order]]")[0]  # here they are signed
+        text = text.replace('name = "bench"', f'name = "{STATION}"')
         (layout.etc / "station.toml").write_text(text.replace('mode = "bench"', 'mode = "production"'))
+        self.planner = Planner(layout.root / "office")
+        (layout.etc / "trust/orders").mkdir()
+        shutil.copy(self.planner.public, layout.etc / "trust/orders/planner.pem")
         (layout.etc / f"recipes/{SKU}.toml").write_text(KEYED)
         prepare(layout)
         self.releaser.release()
 
     def _make_ca(self) -> None:
         """Not the bench's: see `install_ca`, which needs the signed configuration."""
+
+    def order(self, **changed: Any) -> Path:
+        """A work order for what this line makes now, as FILE and FILE.sig."""
+        etc = self.layout.etc
+        images = json.loads((etc / "images/manifest.json").read_text())["images"]
+        given = {
+            "sku": SKU,
+            "stations": [STATION],
+            "recipes": [hashlib.sha256((etc / f"recipes/{SKU}.toml").read_bytes()).hexdigest()],
+            "images": [image["sha256"] for image in images],
+            "from": "2026-01-01T00:00:00Z",
+            "until": "2099-01-01T00:00:00Z",
+        }
+        return self.planner.write(**(given | changed))
 
     def install_ca(self) -> None:
         """Keys in the token, a request, a certificate from a root that openssl keeps, installed."""
@@ -90,6 +113,7 @@ def production_line(
             bench._plans = {plan.name: plan for plan in plans}
             line.install_ca()
             line.start_as_configured()
+            bench.hallmark("orders", "import", str(line.order()))
             yield bench
     finally:
         shutil.rmtree(root, ignore_errors=True)

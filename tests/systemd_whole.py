@@ -63,6 +63,9 @@ officers = ["trust/officer.pem"]
 name = "dps"
 driver = "azure-dps"
 settings = {{ endpoint = "{endpoint}", policy = "station", key = "dps-key" }}
+
+[orders]
+required = false
 """
 SOFTHSM_DROP_IN = "[Service]\nEnvironment=SOFTHSM2_CONF=/etc/hallmark/softhsm2.conf\n"
 

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,61 @@ def test_after_a_new_set_the_services_work_only_with_one_another(bench: Bench) -
     wait_for("the upload", 30, lambda: (bench.line.snapshot() or {})["outbox"]["acknowledged"] == 2)
     sets = {bytes(row[0]).hex() for row in _ledger(bench)}
     assert len(sets) == 2, "each certificate names the set that it was asked for with"
+
+
+def test_an_order_ends_the_line_and_a_scrapped_unit_gives_its_share_back(bench: Bench) -> None:
+    """WO-17 is for three; two have passed above."""
+    third = bench.board("A", "SN-3", "--no-tpm")
+    bench.passed(third)
+    reckoned = json.loads(bench.hallmark("orders", "reconcile", "--json"))
+    assert [(one["signatures"], one["shipped"], one["drift"]) for one in reckoned] == [(3, 3, 0)]
+    fourth = bench.board("A", "SN-4", "--no-tpm")
+    seen = bench.visit(fourth)
+    assert (seen["outcome"], seen["problem"]) == ("REFUSED", "QuotaSpent"), seen
+    unit = next(row for row in _units(bench) if row["visit"] and row["state"] == "passed")
+    assert bench.run("units", "scrap", unit["unit"]).returncode == 2, "not without a reason"
+    wait_for("the upload", 30, lambda: (bench.line.snapshot() or {})["outbox"]["acknowledged"] == 3)
+    said = bench.hallmark("units", "scrap", unit["unit"], "--reason", "cracked in the fixture")
+    assert "dps has its enrollment already: delete it there." in said
+    assert bench.again("A")["outcome"] == "PASS"
+    said = bench.hallmark("orders", "reconcile")
+    assert "WO-17: 4 signatures = 3 shipped + 1 scrapped + 0 rework + 0 pending" in said
+    record = json.loads(bench.hallmark("units", unit["unit"], "--json"))
+    assert record["summary"]["state"] == "scrapped"
+    assert "of work order WO-17 scrapped" in record["scrap"]["proof"]
+    seen = bench.visit(third)
+    assert seen["outcome"] == ("REFUSED" if seen["unit"] in ("", unit["unit"]) else "PASS"), seen
+
+
+def test_what_an_order_does_not_permit_is_refused_before_the_board_is_touched(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.hallmark("orders", "close", "WO-17", "--reason", "done")
+    seen = bench.visit(bench.board("A", "SN-5", "--no-tpm"))
+    assert (seen["outcome"], seen["problem"], seen["step"]) == ("REFUSED", "OrderRefused", ""), seen
+    made = line(bench)
+    for name, changed, said in (
+        ("WO-21", {"stations": ["line-2"]}, "not for station 'line-1'"),
+        ("WO-22", {"images": ["ab" * 32]}, "does not name firmware image"),
+        ("WO-23", {"recipes": ["ab" * 32]}, "not for this recipe"),
+        ("WO-24", {"until": "2026-01-02T00:00:00Z"}, "ended on 2026-01-02"),
+    ):
+        bench.hallmark("orders", "import", str(made.order(id=name, **changed)))
+        seen = bench.again("A")
+        assert (seen["outcome"], seen["problem"]) == ("REFUSED", "OrderRefused"), seen
+        assert said in seen["message"]
+        bench.hallmark("orders", "close", name, "--reason", "a test")
+    foreign = made.order(id="WO-25")
+    foreign.write_bytes(foreign.read_bytes().replace(b'"quantity": 3', b'"quantity": 9'))
+    done = bench.run("orders", "import", str(foreign))
+    assert (done.returncode, "not signed by a key that may" in done.stderr) == (1, True), done.stderr
+    bench.hallmark("orders", "import", str(made.order(id="WO-26")))
+    assert bench.again("A")["outcome"] == "PASS"
+    assert "WO-26" in bench.hallmark("orders")
+
+
+def _units(bench: Bench) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in bench.hallmark("units", "--json").splitlines()]
 
 
 def _ledger(bench: Bench) -> list[tuple[bytes]]:
