@@ -165,6 +165,8 @@ drivers = ["pkcs11"]
 [signer]
 driver = "pkcs11"
 settings = {{ module = "{module}", token = "{TOKEN}" }}
+[orders]
+required = false
 """
 
 

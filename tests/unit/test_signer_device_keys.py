@@ -478,6 +478,7 @@ def test_only_root_and_the_signers_own_user_put_group_keys_in(signer: Signer) ->
         Overrun(),
         signer.keys,
         nothing,
+        nothing,
     )
     for request in (ImportGroupKey("line", MASTER), CheckGroupKey("line")):
         answer = service.answer(request, Asker("hallmark", may_change=False))

@@ -58,7 +58,7 @@ class FakeSigner:
         self.error: HallmarkError | None = None
         self.requests: list[messages.SignRequest] = []
 
-    def issue(self, request: messages.SignRequest) -> list[bytes]:
+    def issued(self, request: messages.SignRequest) -> messages.Issued:
         self.requests.append(request)
         raise TokenAbsent("pulled")
 
