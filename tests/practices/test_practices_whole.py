@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytest
 
 from drivers.emulated.bench.process import wait_for
 from tests.fixtures_line import Bench, bench_line
-
-ROWS: Final = 22
-NAME: Final = re.compile(r"^def (test_row_(\d\d)_\w+)", re.MULTILINE)
-
-
-def test_each_row_test_names_a_row_that_exists() -> None:
-    files = sorted(Path(__file__).parent.glob("test_practices_*.py"))
-    rows = [int(number) for file in files for _, number in NAME.findall(file.read_text())]
-    assert all(1 <= row <= ROWS for row in rows)
 
 
 @pytest.fixture(scope="module")
