@@ -41,6 +41,7 @@ from station.trust.health import NOTE, examine
 from station.trust.policy import EkTrust
 from station.trust.source import load
 from station.trust_store import load_anchors, load_file
+from station.work_order import order_signers
 
 HELP = "check configuration, recipes, trust, images, credentials and token, without touching a board"
 SOON: Final = dt.timedelta(days=90)
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         _officers,
         _media,
         _sources,
+        _orders,
         _credentials,
     ]
     if not args.offline:
@@ -285,6 +287,18 @@ def _dates(what: str, certificates: list[x509.Certificate]) -> Iterator[Finding]
         if certificate.not_valid_after_utc < now + SOON:
             day = certificate.not_valid_after_utc.date()
             yield Finding(what, f"{certificate.subject.rfc4514_string()} ends {day}", warning=True)
+
+
+def _orders(configuration: Configuration) -> Iterator[Finding]:
+    """Who may sign work orders, where nothing is made without one."""
+    keys = order_signers(configuration.path(configuration.file.orders.keys))
+    if configuration.orders_required and not keys:
+        raise configuration.source.error(
+            ("orders", "keys"),
+            "nothing is made without a signed work order; expected at least one public key (*.pem) there",
+        )
+    if keys:
+        yield Finding("work orders", f"signed by {', '.join(key.name for key in keys)}")
 
 
 def _credentials(configuration: Configuration) -> Iterator[Finding]:

@@ -159,9 +159,23 @@ def test_all_problems_of_a_file_are_told_at_once(bench: Layout) -> None:
 def test_a_software_only_driver_is_refused_in_production(bench: Layout) -> None:
     edited(bench.etc / "station.toml", 'mode = "bench"', 'mode = "production"')
     edited(bench.etc / "station.toml", '"serial", ', '"serial", "swtpm", ')
+    edited(bench.etc / "station.toml", "[signer]", "[orders]\nrequired = false\n\n[signer]")
     done = hallmark(bench, *OFFLINE)
     assert done.returncode == 2
     assert "driver 'swtpm' is for bench mode only" in done.stderr
+
+
+def test_unsigned_work_orders_and_missing_order_keys_are_found_in_production(bench: Layout) -> None:
+    station = bench.etc / "station.toml"
+    edited(station, 'mode = "bench"', 'mode = "production"')
+    done = hallmark(bench, *OFFLINE)
+    assert done.returncode == 2
+    assert "work_order[0]: work orders have to be signed here" in done.stderr
+    station.write_text(station.read_text().partition("\n[[work_order]]")[0])
+    done = hallmark(bench, *OFFLINE)
+    assert done.returncode == 2
+    assert "orders.keys" in done.stdout
+    assert "expected at least one public key" in done.stdout
 
 
 def test_a_recipe_is_shown_step_by_step(bench: Layout) -> None:

@@ -114,7 +114,7 @@ def test_an_order_ends_the_line_and_a_scrapped_unit_gives_its_share_back(bench: 
     assert "WO-17: 4 signatures = 3 shipped + 1 scrapped + 0 rework + 0 pending" in said
     record = json.loads(bench.hallmark("units", unit["unit"], "--json"))
     assert record["summary"]["state"] == "scrapped"
-    assert "of work order WO-17 scrapped" in record["scrap"]["proof"]
+    assert "of work order WO-17, revoked" in record["scrap"]["proof"]
     seen = bench.visit(third)
     assert seen["outcome"] == ("REFUSED" if seen["unit"] in ("", unit["unit"]) else "PASS"), seen
 
