@@ -48,7 +48,7 @@ code, pre { font: .85em/1.45 ui-monospace, "Cascadia Mono", Menlo, Consolas, mon
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: .3rem; padding: .7rem .9rem;
       white-space: pre-wrap; }
 ul { margin: 0; padding: 0; list-style: none; }
-.when { white-space: nowrap; width: 11.5rem; }
+.when, .short { white-space: nowrap; }
 footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .8rem; color: var(--dim);
          font-size: .85rem; }
 @media print {
@@ -199,8 +199,8 @@ def _visit(visit: VisitRecord, actions: list[DoneAction]) -> Html:
     rows = [
         (
             tag("span", _moment(action.done_at or action.begun_at), class_="when"),
-            f"{action.step}.{action.action}",
-            _took(action),
+            tag("span", f"{action.step}.{action.action}", class_="short"),
+            tag("span", _took(action), class_="short"),
             _facts(action),
         )
         for action in actions
