@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.crash.campaign import BATCH, PROCESSES, RECIPES, START, Campaign, Point, Result
+from tests.crash.campaign import BATCH, ORDER, PROCESSES, RECIPES, START, Campaign, Point, Result
 from tests.crash.lines import Lines
 
-TRIPS = (*RECIPES, BATCH, START)
+TRIPS = (*RECIPES, BATCH, START, ORDER)
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ First every process is only watched for a whole trip: the deeds that it did are 
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 import time
@@ -15,12 +16,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from drivers.emulated import image
-from drivers.emulated.bench.layout import Layout, NestPlan
+from drivers.emulated.bench.layout import DPS_KEY, TOKEN, Layout, NestPlan, softhsm_module
 from drivers.emulated.bench.line import Board, Line
 from drivers.emulated.bench.process import wait_for
 from drivers.emulated.dps.control import Control
 from hal.errors import StationError
-from tests.crash import lasting
+from tests.crash import lasting, token_keys
 from tests.crash.judge import Evidence, Verdict, judge, software_tpm
 from tests.crash.stock import Stock
 from tests.crash.trap import Trap
@@ -32,6 +33,10 @@ BATCH: Final = "batch"
 START: Final = "start"
 """The process is killed and started again, then a board of the first recipe comes."""
 STARTED: Final = ("run", "signer")
+ORDER: Final = "order"
+"""A board of the first recipe in a work order for one, whose key for copies of secrets is then destroyed; the audit
+trail is signed up to there. Points are what comes after the PASS, and what the key wraps: all else is in RECIPES[0]."""
+ORDERED: Final = ("run", "signer")
 TRIP_SECONDS: Final = 60.0
 IMAGE_SIZE: Final = 16 * 1024
 FACTORY_VERSION: Final = "1.0.0"
@@ -41,7 +46,7 @@ HERE: Final = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Point:
-    """`process` dies in that trip (a recipe, BATCH or START) when it is at `site` for the `times`-th time (from 1).
+    """`process` dies in that trip (a recipe or a word above) when it is at `site` for the `times`-th time (from 1).
 
     "board": its power is cut in the middle of its `deed`-th effect.
     """
@@ -72,6 +77,10 @@ class Campaign:
     """Whether TPM commands that change nothing lasting are points of the board too."""
     seen: dict[str, str] = field(default_factory=dict)
     """The visit that each nest showed before its board came: an old verdict is nobody's."""
+    orders: int = 0
+    """Work orders for one unit that were begun."""
+    until_pass: dict[str, list[str]] = field(default_factory=dict)
+    """The deeds of each process up to the PASS of the ORDER that was watched."""
 
     def __enter__(self) -> Campaign:
         with ExitStack() as stack:
@@ -99,10 +108,23 @@ class Campaign:
             lasting.write(self._lasting, lasting.codes(tool("tpm2_getcap", "commands")))
         self.line.start_daemons()
         self._until_ready()
+        self._station = self._configuration.read_text()
+        for (
+            recipe
+        ) in RECIPES:  # what is done once in a line's life, the first key of a work order too, is no point
+            self._go("", recipe)
 
     @property
     def _lasting(self) -> Path:
         return self.trap.path.with_suffix(".lasting")
+
+    @property
+    def _configuration(self) -> Path:
+        return self.layout.etc / "station.toml"
+
+    @property
+    def _database(self) -> Path:
+        return self.root / "var/lib/hallmark/station/station.db"
 
     def points(self, trip: str, processes: Sequence[str] = PROCESSES) -> Iterator[Point]:
         """Watches whole trips: what was done there by those processes."""
@@ -110,12 +132,23 @@ class Campaign:
             done = {process: self._start(process) for process in STARTED if process in processes}
         elif trip == BATCH:
             done = {"uploader": self._watched(BATCH)["uploader"]}
+        elif trip == ORDER:
+            yield from self._order_points([process for process in ORDERED if process in processes])
+            return
         else:
             done = self._watched(trip)
         for process in processes:
             found = done.get(process, [])
             for number, site in enumerate(found, 1):
                 yield Point(process, number, site, found[:number].count(site), trip)
+
+    def _order_points(self, processes: Sequence[str]) -> Iterator[Point]:
+        done = self._watched(ORDER)
+        for process in processes:
+            found, before = done.get(process, []), len(self.until_pass.get(process, []))
+            for number, site in enumerate(found, 1):
+                if number > before or "SecretWrap" in site:
+                    yield Point(process, number, site, found[:number].count(site), ORDER)
 
     def _start(self, process: str) -> list[str]:
         """What it did before the board came, which is watched by itself."""
@@ -124,9 +157,8 @@ class Campaign:
 
     def _watched(self, trip: str, process: str = "") -> dict[str, list[str]]:
         """The deeds of each process in one trip, and the effects on its first board."""
-        self.trap.record()
         try:
-            boards = self._go(process, trip)
+            boards = self._go(process, trip, self.trap.record)
         finally:
             self.trap.disarm()
         return {**self.trap.recorded(), "board": boards[0].effects.read_text().splitlines()}
@@ -166,6 +198,8 @@ class Campaign:
         """A whole trip. `process` is the one that is killed before a START."""
         if trip == BATCH:
             return self._batch(arm)
+        if trip == ORDER:
+            return self._order(arm)
         arm()
         if trip == START:
             self.line.daemons[process].kill()
@@ -183,6 +217,40 @@ class Campaign:
         finally:
             self.line.cloud.back()
         return self._finish(boards)
+
+    def _order(self, arm: Callable[[], None]) -> list[WatchedBoard]:
+        """The order comes first in the configuration, so the next board is for it."""
+        self.orders += 1
+        name, sku = f"ONE-{self.orders}", self.nests[RECIPES[0]].sku
+        one = f'[[work_order]]\nid = "{name}"\nsku = "{sku}"\nquantity = 1\n\n'
+        self._configuration.write_text(self._station.replace("[[work_order]]", f"{one}[[work_order]]", 1))
+        self.line.daemons["run"].kill()
+        wait_for("the work order", TRIP_SECONDS, lambda: name in self._orders())
+        self._until_ready()
+        arm()
+        board = self._board(RECIPES[0])
+        self._until_passed(board)
+        self.until_pass = self.trap.recorded()
+        wait_for(f"the end of the key of {name}", TRIP_SECONDS, lambda: self._destroyed(f"order-{name}.1"))
+        wait_for("a signature over it", TRIP_SECONDS, self._signed_to_the_end)
+        return self._finish([board])
+
+    def _orders(self) -> set[str]:
+        return {order["id"] for order in self._status("station").get("work_orders", [])}
+
+    def _destroyed(self, key: str) -> bool:
+        query = "SELECT count(*) FROM wrap_keys WHERE key = ? AND destroyed IS NOT NULL"
+        with sqlite3.connect(f"file:{self._database}?mode=ro", uri=True) as database:
+            return bool(database.execute(query, (key,)).fetchone()[0])
+
+    def _signed_to_the_end(self) -> bool:
+        """Whether a checkpoint covers each visit that has ended."""
+        with sqlite3.connect(f"file:{self._database}?mode=ro", uri=True) as database:
+            ended, signed = database.execute(
+                "SELECT (SELECT max(seq) FROM audit WHERE kind = 'visit-closed'),"
+                " (SELECT max(size) FROM audit_checkpoints)"
+            ).fetchone()
+        return ended is not None and signed is not None and bool(signed >= ended)
 
     def _board(self, recipe: str) -> WatchedBoard:
         self.seen = {name: str(nest["visit"]) for name, nest in self.line.nests().items()} or self.seen
@@ -214,24 +282,28 @@ class Campaign:
 
     def evidence(self, board: WatchedBoard) -> Evidence:
         state = self.root / "var/lib/hallmark"
+        credentials = self.layout.etc / "credentials"
+        pin = credentials / "ca-pin"
         return Evidence(
             sku=board.nest.sku,
             registration_id=board.registration_id,
             tpm=board.state / "tpm",
             ledger=state / "signer/ledger.db",
-            database=state / "station/station.db",
+            database=self._database,
             officer_key=self.layout.officer / "officer.key",
             officer_certificate=self.layout.officer / "officer.pem",
             root=state / "signer/ca-root.pem",
             intermediate=state / "signer/ca-chain.pem",
             cloud=self.line.cloud.enrollments(),
+            token_keys=token_keys.labels(softhsm_module(), TOKEN, pin, self.layout.environment),
+            folders=(self.root / "var", self.root / "log", self.root / "run", self.root / "bench/dps.db"),
+            secrets={path.name: path.read_bytes() for path in (pin, credentials / DPS_KEY)},
         )
 
     # --- what the line shows ------------------------------------------------------------------------------------
 
-    def _status(self, part: str) -> dict[str, Any]:
-        found: dict[str, Any] = (self.line.snapshot() or {}).get(part, {})
-        return found
+    def _status(self, part: str) -> Any:
+        return (self.line.snapshot() or {}).get(part, {})
 
     def _enrolled(self) -> set[str]:
         return {item["registrationId"] for item in self.line.cloud.enrollments()}

@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import base64
 import functools
+import hashlib
 import json
 import os
 import socket
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drivers.emulated.bench.process import wait_for
+from tests.crash import trail
 
+WRAP_KEY = "resume"
+"""`wrap_key` of [signer]: labels of keys for one work order or day go on with a hyphen."""
 EK, SRK, KEY = "0x81010001", "0x81000001", "0x81020000"
 AUTHS = {"gw-200": {"lockout"}, "gw-300": {"owner", "lockout"}}
 
@@ -46,6 +50,12 @@ class Evidence:
     root: Path
     intermediate: Path
     cloud: list[dict[str, Any]]
+    token_keys: Sequence[str]
+    """Labels of the token's secret keys."""
+    folders: tuple[Path, ...]
+    """Folders and files in which no secret may be."""
+    secrets: Mapping[str, bytes]
+    """Secrets of the station by name; the unit's own come from escrow."""
 
 
 def judge(evidence: Evidence) -> None:
@@ -56,7 +66,13 @@ def judge(evidence: Evidence) -> None:
     certificate = _certificate(evidence)
     enrolled = [item for item in evidence.cloud if item["registrationId"] == name]
     _require(len(enrolled) == 1, f"{len(enrolled)} enrollments in the cloud")
+    same = [item for item in evidence.cloud if item["attestation"] == enrolled[0]["attestation"]]
+    _require(len(same) == 1, f"{len(same)} enrollments in the cloud with this unit's key")
+    _books(evidence, _openssl("x509", "-in", certificate, "-noout", "-pubkey"))
+    trail.check(evidence.database, evidence.ledger, _require)
+    _wrap_keys(evidence)
     auths = auths_in(evidence)
+    _in_clear(evidence, auths)
     _require(set(auths) == AUTHS[evidence.sku], f"escrow names {sorted(auths)}")
     with tempfile.TemporaryDirectory(prefix="judge-") as folder, software_tpm(evidence.tpm) as tpm:
         tpm("tpm2_readpublic", "-c", EK, "-f", "tss", "-o", f"{folder}/ek.pub")
@@ -93,6 +109,7 @@ def _certificate(evidence: Evidence) -> Path:
         ).fetchall()
     _require(len(found) == 1, f"{len(found)} certificates in the ledger")
     _require(len(kept) == 1, f"{len(kept)} certificates in the database")
+    _require(found[0] is not None, "the certificate in the ledger was never signed")
     _require(found[0] in kept[0][0], "ledger and database have different certificates")
     path = evidence.tpm.parent / "judged.pem"
     pem = subprocess.run(
@@ -103,6 +120,70 @@ def _certificate(evidence: Evidence) -> Path:
     subject = _openssl("x509", "-in", path, "-noout", "-subject", "-nameopt", "multiline")
     _require(f"= {evidence.registration_id}\n" in subject, "the certificate's CN is not the registration ID")
     return path
+
+
+def _books(evidence: Evidence, key: str) -> None:
+    """Nobody else has the unit's key or name, in ledger or database. `key`: PEM, SubjectPublicKeyInfo."""
+    name = evidence.registration_id
+    print_ = hashlib.sha256(base64.b64decode("".join(key.split("\n")[1:-2]))).digest()
+    same = _ask(evidence.ledger, "SELECT registration_id FROM certificates WHERE spki_sha256 = ?", print_)
+    _require(same == [(name,)], f"the ledger has the unit's key {len(same)} times, or for another")
+    twice = _ask(
+        evidence.ledger,
+        "SELECT unit FROM certificates GROUP BY unit HAVING count(*) > 1"
+        " UNION ALL SELECT hex(spki_sha256) FROM certificates GROUP BY spki_sha256 HAVING count(*) > 1"
+        " UNION ALL SELECT hex(serial) FROM certificates GROUP BY serial HAVING count(*) > 1",
+    )
+    _require(not twice, f"the ledger has a unit, key or serial number twice: {twice[:3]}")
+    seen = _ask(
+        evidence.database,
+        "SELECT registration_id FROM keys_seen JOIN units USING (unit) WHERE key = ?",
+        print_,
+    )
+    _require(seen == [(name,)], "the station did not note the unit's key as the unit's")
+    closed = _ask(
+        evidence.database,
+        "SELECT sum(state = 'acknowledged'), sum(state = 'queued') FROM outbox JOIN units USING (unit)"
+        " WHERE registration_id = ? AND kind = 'enrollment'",
+        name,
+    )
+    _require(closed == [(1, 0)], f"the unit's enrollments acknowledged and queued: {closed}")
+    told = _ask(
+        evidence.database,
+        "SELECT count(*) FROM audit JOIN units USING (unit) WHERE registration_id = ? AND kind = 'visit-closed'"
+        " AND json_extract(fields, '$.outcome') = 'PASS'",
+        name,
+    )
+    _require(told[0][0] > 0, "the audit trail tells of no PASS")
+
+
+def _wrap_keys(evidence: Evidence) -> None:
+    """The token has the keys that wrap copies, and none that is spent."""
+    rows = _ask(evidence.database, "SELECT key FROM wrap_keys WHERE retired IS NULL")
+    needed = {f"{WRAP_KEY}-{key}" for (key,) in rows}
+    held = {label for label in evidence.token_keys if label.startswith(f"{WRAP_KEY}-")}
+    _require(held <= needed, f"the token still has spent keys: {sorted(held - needed)}")
+    used = _ask(evidence.database, "SELECT DISTINCT key FROM resume_keys")
+    gone = {f"{WRAP_KEY}-{key}" for (key,) in used} - held
+    _require(not gone, f"copies are wrapped under keys that the token has not got: {sorted(gone)}")
+
+
+def _in_clear(evidence: Evidence, auths: Mapping[str, str]) -> None:
+    """No file of the station holds a secret, as octets, in hexadecimal or in base64."""
+    secrets = dict(evidence.secrets)
+    for name, value in auths.items():
+        octets = bytes.fromhex(value)
+        secrets[f"{name} auth"] = octets
+        secrets[f"{name} auth in hexadecimal"] = value.lower().encode()
+        secrets[f"{name} auth in base64"] = base64.b64encode(octets).rstrip(b"=")
+    for folder in evidence.folders:
+        for path in [folder] if folder.is_file() else folder.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                content = path.read_bytes()
+                found = [
+                    name for name, secret in secrets.items() if secret in content or secret in content.lower()
+                ]
+                _require(not found, f"{path.name} holds in clear: {', '.join(found)}")
 
 
 def _blobs(ledger: sqlite3.Connection, registration_id: str) -> list[bytes]:
@@ -173,6 +254,11 @@ def software_tpm(state: Path) -> Iterator[Tool]:
 def _answers(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         return connection.connect_ex(str(path)) == 0
+
+
+def _ask(path: Path, query: str, *given: object) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+        return db.execute(query, given).fetchall()
 
 
 def _openssl(*words: object) -> str:

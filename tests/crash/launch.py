@@ -50,6 +50,15 @@ class Taps:
 
         return tapped
 
+    def signing(self, site: str, sign: Callable[..., bytes]) -> Callable[..., bytes]:
+        """A tap on the token's signatures: under which key is what tells a certificate from an audit checkpoint."""
+
+        def tapped(call: Any, label: str, data: bytes) -> bytes:
+            made: bytes = self.around(f"{site} {label}", sign)(call, label, data)
+            return made
+
+        return tapped
+
     def files(self) -> None:
         """fsync, rename and unlink, however they are reached."""
         for name in ("fsync", "fdatasync", "replace", "rename", "unlink"):
@@ -131,7 +140,8 @@ class Taps:
                 return found
             if name == "transmit":
                 return taps.tpm_command(found)
-            return taps.around(f"{interface.__name__}.{name}", found)
+            site = f"{interface.__name__}.{name}"
+            return taps.signing(site, found) if site == "CaToken.sign" else taps.around(site, found)
 
         def attribute(name: str) -> property:
             return property(lambda _self: tapped(name))

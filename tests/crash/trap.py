@@ -52,6 +52,8 @@ class Trap:
     def recorded(self) -> dict[str, list[str]]:
         """Sites by process, in order."""
         found: dict[str, list[str]] = {}
+        if not self.log.exists():
+            return found
         for line in self.log.read_text().splitlines():
             process, site = line.split("\t")
             found.setdefault(process, []).append(site)

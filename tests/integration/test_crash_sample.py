@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.crash.campaign import BATCH, RECIPES, START, Campaign, Point
+from tests.crash.campaign import BATCH, ORDER, RECIPES, START, Campaign, Point
+
+CA_KEY, AUDIT_KEY = "issuing-ca", "audit"
+"""Labels in the token, as [signer] has them when it says nothing."""
+
+
+@pytest.fixture(scope="module")
+def order(campaign: Campaign) -> list[Point]:
+    return list(campaign.points(ORDER))
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +46,27 @@ def test_station_killed_before_a_write_in_the_middle_of_a_trip(campaign: Campaig
     check(campaign, writes[len(writes) // 2])
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_signer_killed_once_the_token_has_signed(campaign: Campaign, trip: list[Point], number: int) -> None:
-    """A certificate, or a checkpoint of the audit trail: a trip has both. Later ones come when time has passed."""
-    signed = [point for point in trip if point.process == "signer" and point.site == "after CaToken.sign"]
-    check(campaign, signed[number])
+def test_signer_killed_once_the_token_has_signed(campaign: Campaign, trip: list[Point]) -> None:
+    check(campaign, find(trip, "signer", f"after CaToken.sign {CA_KEY}"))
+
+
+def test_signer_killed_once_the_token_has_signed_an_audit_checkpoint(
+    campaign: Campaign, order: list[Point]
+) -> None:
+    check(campaign, find(order, "signer", f"after CaToken.sign {AUDIT_KEY}"))
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_signer_killed_at_the_destruction_of_a_work_orders_key(
+    campaign: Campaign, order: list[Point], moment: str
+) -> None:
+    check(campaign, find(order, "signer", f"{moment} SecretWrap.destroy"))
+
+
+def test_station_killed_before_it_notes_that_a_key_is_destroyed(
+    campaign: Campaign, order: list[Point]
+) -> None:
+    check(campaign, find(order, "run", "before sync station.db-wal"))
 
 
 def test_signer_killed_between_the_mark_of_a_pin_attempt_and_the_login(campaign: Campaign) -> None:
