@@ -29,7 +29,10 @@ RETRY_SECONDS: Final = 5.0
 """Until a checkpoint that could not be signed is tried again."""
 STOP_SECONDS: Final = 5.0
 """That the last checkpoint may take when the station stops."""
-LOOK_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.1
+"""Between two looks at what is new: a unit's records come in a row."""
+WAIT_SECONDS: Final = 0.25
+"""For something new, before it is looked whether the station is stopping, or something has waited long."""
 
 
 class Checkpoints:
@@ -122,10 +125,12 @@ class Checkpoints:
     # --- its own thread ---
 
     def _run(self) -> None:
-        pause = LOOK_SECONDS
+        seen, pause = -1, 0.0
         while not self._stopping.wait(pause):
             try:
                 pause = LOOK_SECONDS
+                self._store.wait_event(seen, WAIT_SECONDS)
+                seen = self._store.last_event()
                 if self._due():
                     self.sign()
                     pause = BATCH_SECONDS

@@ -272,6 +272,7 @@ class Campaign:
             lambda: self._status("outbox").get("queued") == 0 and names <= self._enrolled(),
         )
         self._until_ready()
+        self._until_signed(boards)
         for board in boards:
             board.switch_off()
         for board in boards:
@@ -311,6 +312,20 @@ class Campaign:
     def _until_ready(self) -> None:
         wait_for(
             "the token", 30.0, lambda: self._status("station").get("token", {}).get("condition") == "ready"
+        )
+
+    def _until_signed(self, boards: list[WatchedBoard]) -> None:
+        """The audit trail's checkpoint over the boards' verdicts: the signer then does nothing more by itself."""
+        last = max(
+            event["seq"]
+            for board in boards
+            for event in self.line.unit(board.registration_id)["events"]
+            if event["kind"] == "visit-closed"
+        )
+        wait_for(
+            "the audit trail to be signed",
+            30.0,
+            lambda: self._status("station").get("audit", {}).get("signed", 0) >= last,
         )
 
     def _until_passed(self, board: Board) -> dict[str, Any]:
