@@ -293,8 +293,8 @@ def test_a_trail_that_is_off_asks_nobody(store: Store, tmp_path: Path) -> None:
 def keyless(short_root: Path) -> Iterator[BenchCa]:
     """A signer whose token has no audit key: it was made by an earlier release."""
     with bench_ca(short_root, start=False) as ca:
-        with ca.paths.configuration.open("a") as stream:
-            stream.write('audit_key = "none-such"\n')
+        text = ca.paths.configuration.read_text()
+        ca.paths.configuration.write_text(text.replace("[signer]\n", '[signer]\naudit_key = "none-such"\n'))
         ca.start()
         yield ca
 
