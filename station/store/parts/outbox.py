@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hal.errors import ProtocolViolation
 from station import messages
-from station.store import outbox, records
+from station.store import outbox, record_reads, records
 from station.store.outbox import Depth
 from station.store.parts.changes import Changes
 
@@ -51,4 +51,4 @@ class Outbox(Changes):
         self, limit: int, after: int = 0, state: str | None = None
     ) -> list[records.OutboxRecord]:
         """Rows with a number over `after`, in order, without content."""
-        return self._readers.read(lambda db: records.outbox_items(db, limit, after, state))
+        return self._readers.read(lambda db: record_reads.outbox_items(db, limit, after, state))
