@@ -38,7 +38,7 @@ from station.order_book import OrderBook
 from station.outbox import OutboxServer
 from station.overview import Overview, version
 from station.places import Places
-from station.recipe import load_recipe
+from station.recipe_file import load_recipe
 from station.signed import load_signers
 from station.signer_client import SignerClient
 from station.store import Store

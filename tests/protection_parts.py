@@ -7,7 +7,8 @@ from pathlib import Path
 
 from station.config import load_configuration
 from station.paths import Paths
-from station.recipe import Recipe, load_recipe
+from station.recipe import Recipe
+from station.recipe_file import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 REASON = "prototype run, boards stay in the laboratory"

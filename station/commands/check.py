@@ -30,7 +30,8 @@ from station.escrow_media import Medium
 from station.images import ImageStore
 from station.messages import SignerState
 from station.paths import Paths
-from station.recipe import Recipe, load_recipe
+from station.recipe import Recipe
+from station.recipe_file import load_recipe
 from station.sealing import UPLOAD_CREDENTIAL, load_upload_key
 from station.signer.administration import ACTIVE, NEXT, authority_of
 from station.signer.policy import judge

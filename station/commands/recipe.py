@@ -11,7 +11,8 @@ from pathlib import Path
 from hal.errors import ConfigError, RecipeError
 from station.config import load_configuration
 from station.images import MANIFEST
-from station.recipe import Recipe, load_recipe
+from station.recipe import Recipe
+from station.recipe_file import load_recipe
 from station.signed import load_private_key, write_signed
 
 HELP = "check or show recipes, sign the images' manifest"

@@ -72,7 +72,7 @@ def test_a_recipe_can_use_it(installed: Path, tmp_path: Path) -> None:
         "import sys; from pathlib import Path\n"
         "from station.config import load_configuration\n"
         "from station.paths import Paths\n"
-        "from station.recipe import load_recipe\n"
+        "from station.recipe_file import load_recipe\n"
         "recipe = load_recipe(load_configuration(Paths(Path(sys.argv[1]))), 'iq7.toml')\n"
         "print(*(f'{plan.role}={plan.driver}' for plan in recipe.drivers))"
     )

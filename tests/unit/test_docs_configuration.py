@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from hal.registry import load
-from station import config, images, recipe
+from station import config, images, recipe_file
 from station.signer import profiles
 from station.steps import STEPS
 
@@ -35,7 +35,7 @@ SECTIONS: dict[str, Any] = {
     "[policy]": config.PolicySection,
     "[audit]": config.AuditSection,
     "[pool]": config.PoolSection,
-    "Recipes": recipe.RecipeFile,
+    "Recipes": recipe_file.RecipeFile,
     "[subject]": profiles.SubjectSection,
     "[validity]": profiles.ValiditySection,
     "[key]": profiles.KeySection,

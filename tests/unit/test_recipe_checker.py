@@ -13,7 +13,8 @@ from station import cli
 from station.config import load_configuration
 from station.messages import StepPlan
 from station.paths import Paths
-from station.recipe import MAX_STEPS, Recipe, load_recipe, rebuild_steps
+from station.recipe import Recipe, rebuild_steps
+from station.recipe_file import MAX_STEPS, load_recipe
 
 CONFIG = Path(__file__).resolve().parents[2] / "config/recipes"
 HEAD = 'sku = "gw"\ndrivers = { link = "smp-serial", tpm = "tcti-tunnel" }\n'
