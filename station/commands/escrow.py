@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if args.what == "offer":
         record = _read_descriptor(args.auths_fd, "the record in clear")
         parse(record)  # what is no record is refused here, with a sentence
-        StatusClient(args.paths.status_socket).post_body(
-            f"/v1/units/{segment(args.unit)}/auths", {"record": record.decode()}
+        StatusClient(args.paths.status_socket).post(
+            f"/v1/units/{segment(args.unit)}/auths", record=record.decode()
         )
         return FINE
     certificate = _certificate(args.certificate) if args.certificate else None

@@ -64,11 +64,8 @@ class StatusClient:
         return decode(self.fetch("GET", path, **parameters), kind)
 
     def post(self, path: str, **parameters: str | int | None) -> Any:
+        """The parameters go in the request's body: what must not stand in a path, nor in a log, may be among them."""
         return decode(self.fetch("POST", path, **parameters), Any)
-
-    def post_body(self, path: str, content: dict[str, str]) -> Any:
-        """As `post`, with the parameters in the request's body: for what must not stand in a path, nor in a log."""
-        return decode(self._read(*self._ask("POST", path, {}, msgspec.json.encode(content))), Any)
 
     def fetch(self, method: str, path: str, **parameters: str | int | None) -> bytes:
         """The answer's octets."""
@@ -101,7 +98,7 @@ class StatusClient:
         raise PeerUnavailable(message)
 
     def _ask(
-        self, method: str, path: str, parameters: dict[str, str | int | None], body: bytes | None = None
+        self, method: str, path: str, parameters: dict[str, str | int | None]
     ) -> tuple[_Connection, http.client.HTTPResponse]:
         given = {name: value for name, value in parameters.items() if value is not None}
         target, body = path, None

@@ -17,9 +17,12 @@ from hal.secret import Secret
 from station import cli
 from station.config import load_configuration
 from station.escrow import EscrowRecord
+from station.images import ImageStore
 from station.offered import Offered
+from station.order_book import OrderBook
 from station.overview import Overview
 from station.paths import Paths
+from station.signer_client import SignerClient
 from station.status.routes import Groups
 from station.status.server import StatusServer
 from station.status.view import AuditView, TokenView
@@ -64,6 +67,14 @@ def test_what_an_officer_brings_is_in_memory_and_nowhere_else(
             lambda: AuditView("off"),
             lambda: None,
             offered,
+            OrderBook(
+                store,
+                SignerClient(paths.signer_socket),
+                ImageStore(paths.state / "images", paths.state / "firmware.pem"),
+                "line-1",
+                paths.state / "no-orders",
+                required=False,
+            ),
         )
         server = StatusServer(overview, store, paths.status_socket, Groups("root", "root"))
         server.start()
