@@ -1,7 +1,7 @@
-"""What runs inside the container of test_systemd_whole: docs/set-up.md's commands, a bench's equipment, and two boards.
+"""What runs inside the containers of test_systemd_whole: docs/set-up.md's commands, a line's equipment, and boards.
 
-Runs as root in the test's own environment; what it installs runs in its own, from /opt/hallmark. Everything
-that it sees goes to /out/report.json.
+Its one argument says which line the page is followed to: bench or production. Runs as root in the test's own
+environment; what it installs runs in its own, from /opt/hallmark. Everything that it sees goes to /out/report.json.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from drivers.emulated import image
 from drivers.emulated.bench import softhsm, status
 from drivers.emulated.bench.layout import softhsm_module
 from drivers.emulated.bench.process import wait_for
+from tests.fixtures_line import KEYED
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT, BENCH = Path("/out"), Path("/run/bench")
@@ -35,7 +37,7 @@ TOKEN = "hallmark-ca"
 STATION_TOML = """
 [station]
 name = "line-1"
-mode = "bench"
+mode = "{mode}"
 drivers = ["port-polling", "serial", "smp-serial", "tcti-tunnel", "pkcs11", "azure-dps"]
 minimum_free_mib = 16
 
@@ -43,16 +45,7 @@ minimum_free_mib = 16
 driver = "port-polling"
 settings = {{ paths = ["/run/bench/nest-*"], serial_ports = false, interval = 0.1 }}
 
-[[nest]]
-name = "A"
-place = "/run/bench/nest-a"
-recipe = "gw-200.toml"
-
-[[nest]]
-name = "B"
-place = "/run/bench/nest-b"
-recipe = "gw-300.toml"
-
+{nests}
 [signer]
 settings = {{ module = "{module}", token = "{token}" }}
 
@@ -63,11 +56,25 @@ officers = ["trust/officer.pem"]
 name = "dps"
 driver = "azure-dps"
 settings = {{ endpoint = "{endpoint}", policy = "station", key = "dps-key" }}
-
-[orders]
-required = false
 """
-SOFTHSM_DROP_IN = "[Service]\nEnvironment=SOFTHSM2_CONF=/etc/hallmark/softhsm2.conf\n"
+NEST = """
+[[nest]]
+name = "{name}"
+place = "/run/bench/nest-{place}"
+recipe = "{recipe}.toml"
+"""
+UPLOAD_KEY = """
+[device_keys]
+upload_key = "trust/upload.pem"
+"""
+IMAGE = "gw-200-1.4.2.bin"
+NESTS = {
+    "bench": {"A": "gw-200", "B": "gw-300"},
+    # A software TPM, which production refuses; a board with its own key and certificate; one with a symmetric key.
+    "production": {"A": "gw-200", "B": "gw-100", "C": "gw-100-symmetric"},
+}
+WITHOUT_TPM = ("gw-100", "gw-100-symmetric")
+SOFTHSM_DROP_IN = "[Service]\nEnvironment=SOFTHSM2_CONF=/etc/hallmark/local/softhsm2.conf\n"
 
 report: dict[str, Any] = {"commands": []}
 
@@ -77,11 +84,10 @@ def said(*words: str, **options: Any) -> str:
     return done.stdout + done.stderr
 
 
-def blocks() -> list[str]:
-    """The commands of docs/set-up.md that are marked to be run."""
-    return re.findall(
-        r"^```sh run\n(.*?)^```$", (ROOT / "docs/set-up.md").read_text(), re.MULTILINE | re.DOTALL
-    )
+def blocks(line: str) -> list[str]:
+    """The commands of docs/set-up.md that are marked to be run on every line, and those for this one."""
+    text = (ROOT / "docs/set-up.md").read_text()
+    return re.findall(rf"^```sh (?:run|{line})\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def note(stage: str) -> None:
@@ -132,12 +138,14 @@ def cloud() -> str:
 
 def board(nest: str, sku: str) -> None:
     """As the station's user, to whom its terminal then belongs, as a real port does through the group dialout."""
+    place = nest.lower()
+    tpm = ("--no-tpm",) if sku in WITHOUT_TPM else ("--ek-ca", str(BENCH / "ek-ca"))
     equipment(
-        f"board-{nest}", "drivers.emulated.board", "--state", str(BENCH / f"board-{nest}"),
-        "--port", str(BENCH / f"nest-{nest}"), "--ek-ca", str(BENCH / "ek-ca"), "--board", sku,
+        f"board-{place}", "drivers.emulated.board", "--state", str(BENCH / f"board-{place}"),
+        "--port", str(BENCH / f"nest-{place}"), *tpm, "--board", sku,
         "--serial", f"SN-{nest}", "--baud", "921600", "--unplugged", user="hallmark",
     )  # fmt: skip
-    wait_for(f"board {nest}", 30, (BENCH / f"board-{nest}/control").exists)
+    wait_for(f"board {nest}", 30, (BENCH / f"board-{place}/control").exists)
 
 
 def control(nest: str, word: str) -> None:
@@ -150,55 +158,84 @@ def control(nest: str, word: str) -> None:
         raise RuntimeError(f"{word}: {answer}")
 
 
-def factory() -> None:
-    """What a factory brings: an HSM, its PIN, its station.toml, a cloud, a recipe that its network knows."""
+def factory(line: str) -> None:
+    """What a factory brings: an HSM, its PIN, station.toml, a cloud, boards, and their TPMs' maker's roots."""
     BENCH.mkdir(exist_ok=True)
     shutil.chown(BENCH, "hallmark", "hallmark")
     tokens = Path("/var/lib/hallmark/signer/tokens")
     tokens.mkdir()
-    (ETC / "softhsm2.conf").write_text(
-        f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
-    )
-    os.environ["SOFTHSM2_CONF"] = str(ETC / "softhsm2.conf")
+    local = ETC / "local/softhsm2.conf"
+    local.parent.mkdir()
+    local.write_text(f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n")
+    os.environ["SOFTHSM2_CONF"] = str(local)
     pin = secrets.token_hex(8)
     softhsm.make_token(TOKEN, pin, {"SOFTHSM2_CONF": os.environ["SOFTHSM2_CONF"]})
-    for name, value in (("ca-pin", pin), ("dps-key", base64.b64encode(secrets.token_bytes(32)).decode())):
-        path = ETC / "credentials" / name
-        path.touch(mode=0o600)
-        path.write_text(value)
-    drop_in = Path("/etc/systemd/system/hallmark-signer.service.d/softhsm.conf")
-    drop_in.parent.mkdir()
-    drop_in.write_text(SOFTHSM_DROP_IN)
-    soon = Path("/etc/systemd/system/hallmark-uploader.service.d/soon.conf")
-    soon.parent.mkdir()
-    soon.write_text("[Service]\nRestartSec=1\n")
-    said("systemctl", "daemon-reload")
-    text = STATION_TOML.format(module=softhsm_module(), token=TOKEN, endpoint=cloud())
+    credential("ca-pin", pin)
+    credential("dps-key", base64.b64encode(secrets.token_bytes(32)).decode())
+    drop_in("signer", SOFTHSM_DROP_IN)
+    drop_in("uploader", "[Service]\nRestartSec=1\n")
+    nests = NESTS[line]
+    text = STATION_TOML.format(
+        mode=line, module=softhsm_module(), token=TOKEN, endpoint=cloud(),
+        nests="".join(NEST.format(name=name, place=name.lower(), recipe=sku) for name, sku in nests.items()),
+    )  # fmt: skip
+    for name, sku in nests.items():
+        board(name, sku)
+    maker = Path("~/vendors/swtpm").expanduser()
+    maker.mkdir(parents=True)
+    for name in ("swtpm-localca-rootca-cert.pem", "issuercert.pem"):
+        shutil.copy(BENCH / "ek-ca" / name, maker / name)
+        (maker / name).chmod(0o644)
+    if line == "production":
+        text += UPLOAD_KEY
+        boards_without_tpm()
     (ETC / "station.toml").write_text(text)
 
 
-def images() -> None:
+def boards_without_tpm() -> None:
+    """Their recipes, and docs/symmetric-keys.md's key pair of the uploader with its drop-in."""
+    (ETC / "recipes/gw-100.toml").write_text(KEYED)
+    recipe = ETC / "recipes/gw-100-symmetric.toml"
+    recipe.write_text(recipe.read_text().replace("gw-100-symmetric-1.4.2.bin", IMAGE))
+    run(
+        "cd ~\n"
+        "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out upload-key\n"
+        "openssl pkey -in upload-key -pubout -out /etc/hallmark/trust/upload.pem\n"
+        "install -m 0600 upload-key /etc/hallmark/credentials/upload-key"
+    )
+    drop_in("uploader", "[Service]\nLoadCredential=upload-key:/etc/hallmark/credentials/upload-key\n")
+
+
+def credential(name: str, value: str) -> None:
+    path = ETC / "credentials" / name
+    path.touch(mode=0o600)
+    path.write_text(value)
+
+
+def drop_in(service: str, text: str) -> None:
+    """As `systemctl edit` makes them."""
+    folder = Path(f"/etc/systemd/system/hallmark-{service}.service.d")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{len(list(folder.iterdir()))}.conf").write_text(text)
+    said("systemctl", "daemon-reload")
+
+
+def images(_line: str) -> None:
     for sku in ("gw-200", "gw-300"):
         built = image.build("1.4.2", secrets.token_bytes(64 * 1024))
         (ETC / f"images/{sku}-1.4.2.bin").write_bytes(built)
 
 
-def trust() -> None:
-    """The boards are made, and with them their TPMs' maker; a SoftHSM token's files are the signer's."""
-    for nest, sku in (("a", "gw-200"), ("b", "gw-300")):
-        board(nest, sku)
-    for name in ("swtpm-localca-rootca-cert.pem", "issuercert.pem"):
-        shutil.copy(BENCH / "ek-ca" / name, ETC / "trust/ek" / name)
-        (ETC / "trust/ek" / name).chmod(0o644)
-    for path in (
-        Path("/var/lib/hallmark/signer/tokens"),
-        *Path("/var/lib/hallmark/signer/tokens").rglob("*"),
-    ):
+def token_files(_line: str) -> None:
+    """An HSM has no files; a SoftHSM token's are the signer's, also those that root's commands made."""
+    tokens = Path("/var/lib/hallmark/signer/tokens")
+    for path in (tokens, *tokens.rglob("*")):
         shutil.chown(path, "hallmark-signer", "hallmark-signer")
 
 
-BEFORE = {"hallmark ca init": factory, "hallmark recipe sign-images": images, "systemctl start": trust}
-"""Done before the block that begins so."""
+AFTER = {"cp -rn": factory}
+BEFORE = {"hallmark recipe sign-images": images, "systemctl start": token_files}
+"""Done before, or after, the block that begins so."""
 
 
 def snapshot() -> dict[str, Any] | None:
@@ -273,17 +310,26 @@ def process(pid: int) -> dict[str, Any]:
     }
 
 
-def whole() -> None:
-    for block in blocks():
-        for beginning, act in BEFORE.items():
-            if block.startswith(beginning):
-                note(act.__name__)
-                act()
+def follow(line: str) -> None:
+    """The page from its first command to its last."""
+    for block in blocks(line):
+        around(BEFORE, block, line)
         run(block)
         if "install.sh programs" in block:
             share_packages()
+        around(AFTER, block, line)
     report["checked"] = json.loads(said("/opt/hallmark/bin/hallmark", "check", "--json"))
     wait_for("the station to answer", 40, snapshot)
+
+
+def around(acts: Mapping[str, Callable[[str], None]], block: str, line: str) -> None:
+    for beginning, act in acts.items():
+        if block.startswith(beginning):
+            note(act.__name__)
+            act(line)
+
+
+def bench() -> None:
     note("board A")
     control("a", "plug")
     wait_for("board A to pass", 40, lambda: passed("A"))
@@ -301,30 +347,49 @@ def whole() -> None:
     wait_for("board B to pass", 60, lambda: passed("B"))
     wait_for("the second upload", 40, lambda: acknowledged(2))
     report["after"] = {service: show(service) for service in SERVICES}
-    report["enrollments"] = status.ask(BENCH / "dps.sock", "/emulator/enrollments")
-    run("hallmark units export --all --out /out/units\nhallmark status\nhallmark ca status\nhallmark outbox")
-    production()
-    run("systemctl stop hallmark.target 'hallmark-*'")
-    report["stopped"] = {service: show(service) for service in SERVICES}
 
 
 def production() -> None:
-    """The same line, no bench any more: it comes up with its CA, and refuses the software TPM in the nest."""
-    note("production")
-    control("b", "unplug")
-    path = ETC / "station.toml"
-    path.write_text(path.read_text().replace('mode = "bench"', 'mode = "production"'))
-    run("hallmark config sign /etc/hallmark --key ~/release.key\nhallmark check")
-    run("systemctl restart hallmark-signer hallmark-station hallmark-uploader")
-    wait_for("the station in production", 40, snapshot)
-    wait_for("the verdict", 40, lambda: nest("A").get("outcome") or None)
-    report["production"] = nest("A")
+    """Each nest's board; those without a TPM under orders that the page's planner signs for them as for the first."""
+    order = next(block for block in blocks("production") if "WO-1.json <<ORDER" in block)
+    for number, sku in enumerate(WITHOUT_TPM, 2):
+        own = order.replace('"sku": "gw-200"', f'"sku": "{sku}"').replace("gw-200.toml", f"{sku}.toml")
+        run(own.replace("WO-1", f"WO-{number}"))
+    note("boards")
+    for place in "abc":
+        control(place, "plug")
+    wait_for("the software TPM's verdict", 40, lambda: nest("A").get("outcome") or None)
+    report["refused"] = nest("A")
+    wait_for("board B to pass", 40, lambda: passed("B"))
+    wait_for("board C to pass", 40, lambda: passed("C"))
+    wait_for("the uploads", 40, lambda: acknowledged(2))
+    report["services"] = {service: show(service) for service in SERVICES}
+    report["verified"] = json.loads(said("/opt/hallmark/bin/hallmark", "config", "verify", "--json"))
+    report["trust"] = json.loads(said("/opt/hallmark/bin/hallmark", "trust", "list", "--json"))
+    report["orders"] = json.loads(said("/opt/hallmark/bin/hallmark", "orders", "list", "--json"))
+    report["reconciled"] = json.loads(said("/opt/hallmark/bin/hallmark", "orders", "reconcile", "--json"))
+    note("restart")
+    run("systemctl restart hallmark-signer hallmark-station hallmark-uploader\nhallmark config verify")
+    wait_for("the station to answer again", 40, snapshot)
+
+
+LINES = {"bench": bench, "production": production}
+
+
+def whole(line: str) -> None:
+    follow(line)
+    LINES[line]()
+    report["enrollments"] = status.ask(BENCH / "dps.sock", "/emulator/enrollments")
+    run("hallmark units export --all --out /out/units\nhallmark status\nhallmark ca status\nhallmark outbox")
+    run("cp ~/root.pem /out/ || cp /var/lib/hallmark/signer/bench-root/root.pem /out/")
+    run("systemctl stop hallmark.target 'hallmark-*'")
+    report["stopped"] = {service: show(service) for service in SERVICES}
 
 
 def main() -> None:
     (OUT / "booted").touch()
     try:
-        whole()
+        whole(sys.argv[1])
     except Exception:
         report["problem"] = traceback.format_exc()
         report["snapshot"] = snapshot()
