@@ -91,11 +91,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ),  # how ctypes finds libudev; /etc is empty otherwise
     }
     done = subprocess.run(
-        ["systemd-nspawn", "--quiet", "--directory=/", "--volatile=yes", "--private-network", "--register=no",
+        # SIGTERM lets it take its container down; killed, it would leave that running.
+        ["timeout", "--kill-after=10", str(SECONDS), "systemd-nspawn",
+         "--quiet", "--directory=/", "--volatile=yes", "--private-network", "--register=no",
          "--keep-unit", "--console=pipe", "--machine=hallmark-test", f"--bind={out}:/out",
          *(f"--bind-ro={source}:{target}" for source, target in binds.items()),
          "--boot", "--", "--unit=multi-user.target"],
-        capture_output=True, text=True, timeout=SECONDS, check=False, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=SECONDS + 40, check=False, stdin=subprocess.DEVNULL,
     )  # fmt: skip
     if not (out / "booted").exists():
         pytest.skip(f"no systemd comes up in a container here: {(done.stderr + done.stdout)[-300:]!r}")

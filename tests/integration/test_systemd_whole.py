@@ -89,7 +89,9 @@ def set_up(line: str, folder: Path) -> dict[str, Any]:
         Path("/etc/ssl"): Path("/etc/ssl"),  # openssl's configuration
     }
     done = subprocess.run(
-        ["systemd-nspawn", "--quiet", "--directory=/", "--volatile=yes", "--private-network", "--register=no",
+        # SIGTERM lets it take its container down; killed, it would leave that running.
+        ["timeout", "--kill-after=10", str(SECONDS), "systemd-nspawn",
+         "--quiet", "--directory=/", "--volatile=yes", "--private-network", "--register=no",
          "--keep-unit", "--console=pipe", f"--machine=hallmark-{line}", f"--bind={out}:/out",
          "--tmpfs=/usr/local/bin", *(f"--bind-ro={source}:{target}" for source, target in binds.items()),
          "--boot", "--", "--unit=multi-user.target"],
