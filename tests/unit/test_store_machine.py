@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hal.errors import DuplicateKey, IdentityConflict, Outcome, QuotaSpent
+from hal.errors import DuplicateKey, IdentityConflict, Outcome, Quarantined, QuotaSpent
 from station import messages
 from station.store import Store
 from station.wire import Problem
@@ -99,11 +99,18 @@ class Station(RuleBasedStateMachine):
         if board is None:
             return
         content = parts.enrollment(board, text)
+        record = self.store.unit(f"board-{board}")
+        assert record is not None
+        aside = record.summary.quarantine is not None
         try:
             self.store.finish(visit, "enroll", "queue", {}, content, ["dps"], b"archive %d" % board)
         except QuotaSpent:
             assert board not in self.passed
             return
+        except Quarantined:  # a board that contradicts it came meanwhile
+            assert aside
+            return
+        assert not aside
         self.passed.add(board)
         del self.visits[nest]
 
