@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import tempfile
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from station.messages import Fact
 from station.store.database import fsync_directory
 from station.store.identity import REGISTRATION_ID
 from station.store.records import UnitRecord
+from station.whole_file import replace_file
 
 PEM_WIDTH: Final = 64
 """Characters of a line, RFC 7468."""
@@ -38,7 +38,7 @@ def export(record: UnitRecord, out: Path, more: Mapping[str, bytes] | None = Non
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for file, data in (files(record) | dict(more or {})).items():
-            _replace(folder / file, data)
+            replace_file(folder / file, data)
         fsync_directory(folder)
         fsync_directory(out)
     except OSError as error:
@@ -179,17 +179,3 @@ def _pem(der: bytes) -> bytes:
 
 def _json(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    fd, temporary = tempfile.mkstemp(prefix=".export-", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

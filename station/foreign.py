@@ -16,18 +16,11 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from cryptography.x509.verification import (
-    Criticality,
-    ExtensionPolicy,
-    Policy,
-    PolicyBuilder,
-    Store,
-    VerificationError,
-)
+from cryptography.x509.verification import VerificationError
 
 from hal.errors import CertificateUntrusted, CredentialError, quote
+from station.path_verifier import path_verifier
 from station.signature import spki
 
 T = TypeVar("T", bound=x509.ExtensionType)
@@ -114,7 +107,7 @@ def judge(chain: Sequence[bytes], terms: Terms, now: dt.datetime) -> Leaf:
     try:
         anchors = [x509.load_der_x509_certificate(der) for der in terms.anchors]
         between = [x509.load_der_x509_certificate(der) for der in chain[1:]]
-        _verifier(anchors, now).verify(leaf.certificate, between)
+        path_verifier(anchors, now, DEPTH).verify(leaf.certificate, between)
     except (VerificationError, *UNREADABLE) as error:
         issuer = quote(leaf.certificate.issuer.rfc4514_string())
         raise CertificateUntrusted(
@@ -182,33 +175,6 @@ def _value(extensions: x509.Extensions, kind: type[T]) -> T | None:
         return extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
         return None
-
-
-def _verifier(anchors: list[x509.Certificate], now: dt.datetime) -> verification.ClientVerifier:
-    """The path by RFC 5280. What the leaf is for `_check_purpose` sees: private PKIs don't keep the web's rules."""
-    authorities = (
-        ExtensionPolicy.permit_all()
-        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_ca)
-        .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_certificates)
-    )
-    return (
-        PolicyBuilder()
-        .store(Store(anchors))
-        .time(now)
-        .max_chain_depth(DEPTH)
-        .extension_policies(ca_policy=authorities, ee_policy=ExtensionPolicy.permit_all())
-        .build_client_verifier()
-    )
-
-
-def _is_ca(_policy: Policy, _certificate: x509.Certificate, basic: x509.BasicConstraints) -> None:
-    if not basic.ca:
-        raise ValueError("an issuer is no CA")
-
-
-def _signs_certificates(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:
-    if usage is not None and not usage.key_cert_sign:
-        raise ValueError("an issuer may not sign certificates")
 
 
 def digest(der: bytes) -> bytes:

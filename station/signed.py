@@ -8,8 +8,6 @@ whose signature is wanted for it, is for the rooms that read it.
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from hal.errors import ConfigError, HallmarkError
+from station.whole_file import replace_file
 
 SUFFIX: Final = ".sig"
 SIGNATURE_LIMIT: Final = 1024
@@ -91,8 +90,8 @@ def sign(data: bytes, key: PrivateKey) -> bytes:
 
 def write_signed(path: Path, data: bytes, key: PrivateKey) -> None:
     """`path` and `path`.sig, each whole or not at all; the signature last: a crash leaves no file that stands."""
-    _replace(path, data)
-    _replace(path.with_name(path.name + SUFFIX), sign(data, key))
+    replace_file(path, data)
+    replace_file(path.with_name(path.name + SUFFIX), sign(data, key))
 
 
 def load_private_key(path: Path) -> PrivateKey:
@@ -142,17 +141,3 @@ def _holds(key: PublicKey, data: bytes, signature: bytes) -> bool:
     except InvalidSignature:
         return False
     return True
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=".signed-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.fchmod(stream.fileno(), 0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -12,20 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import verification
 from cryptography.x509.oid import ExtensionOID
-from cryptography.x509.verification import (
-    Criticality,
-    ExtensionPolicy,
-    Policy,
-    PolicyBuilder,
-    Store,
-    VerificationError,
-)
+from cryptography.x509.verification import VerificationError
 
 from hal.errors import EkUntrusted, quote
+from station.path_verifier import path_verifier
 from station.trust.reading import STRICT_ERRORS, Certificate, read_certificate
 
 EK_USAGE: Final = "2.23.133.8.1"
@@ -126,35 +118,8 @@ def _verify_strictly(
     between = [item.strict for item in helpers if item.strict is not None]
     if leaf.strict is None or not anchors:
         raise ValueError("in an encoding that cryptography does not read")
-    found = _verifier(anchors, now).verify(leaf.strict, between).chain
+    found = path_verifier(anchors, now, MAX_DEPTH).verify(leaf.strict, between).chain
     return Path(tuple(known[item.public_bytes(Encoding.DER)] for item in found), by_hand=False)
-
-
-def _verifier(anchors: list[x509.Certificate], now: dt.datetime) -> verification.ClientVerifier:
-    # TPM makers' extensions keep to RFC 5280, not to the web's profile of it, which is the verifier's default.
-    authorities = (
-        ExtensionPolicy.permit_all()
-        .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_ca)
-        .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _signs_certificates)
-    )
-    return (
-        PolicyBuilder()
-        .store(Store(anchors))
-        .time(now)
-        .max_chain_depth(MAX_DEPTH)
-        .extension_policies(ca_policy=authorities, ee_policy=ExtensionPolicy.permit_all())
-        .build_client_verifier()
-    )
-
-
-def _is_ca(_policy: Policy, _certificate: x509.Certificate, basic: x509.BasicConstraints) -> None:
-    if not basic.ca:
-        raise ValueError("an issuer is no CA")
-
-
-def _signs_certificates(_policy: Policy, _certificate: x509.Certificate, usage: x509.KeyUsage | None) -> None:
-    if usage is not None and not usage.key_cert_sign:
-        raise ValueError("an issuer may not sign certificates")
 
 
 # --- the fallback -----------------------------------------------------------------------------------------------

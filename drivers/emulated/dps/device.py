@@ -176,6 +176,11 @@ def register(
     }
     token = "SharedAccessSignature " + urlencode(fields, quote_via=quote, safe="")
     status, operation = cloud.ask("PUT", f"{path}/register", body, token)
+    return assigned(cloud, path, status, operation, token)
+
+
+def assigned(cloud: Cloud, path: str, status: int, operation: dict[str, Any], token: str) -> Assigned:
+    """Polls an accepted registration to its end. RegistrationFailed says what went wrong."""
     for _ in range(POLLS):
         if operation.get("status") != "assigning":
             break

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import base64
 import hmac
-import http.client
 import time
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from drivers.emulated.dps.device import POLLS, TOKEN_SECONDS, Assigned, Cloud, RegistrationFailed
+from drivers.emulated.dps.device import TOKEN_SECONDS, Assigned, Cloud, assigned
 
 POLICY: Final = "registration"
 
@@ -35,12 +34,4 @@ def register(endpoint: str, id_scope: str, name: str, key: bytes, trust: str | N
     path = f"/{quote(id_scope, safe='')}/registrations/{quote(name, safe='')}"
     token = sas(f"{id_scope}/registrations/{name}", key, int(time.time()) + TOKEN_SECONDS)
     status, operation = cloud.ask("PUT", f"{path}/register", {"registrationId": name}, token)
-    for _ in range(POLLS):
-        if operation.get("status") != "assigning":
-            break
-        status, operation = cloud.ask("GET", f"{path}/operations/{operation['operationId']}", None, token)
-    state = operation.get("registrationState", {})
-    if status != http.client.OK or operation.get("status") != "assigned":
-        message = f"not assigned: {status} {operation.get('message') or operation.get('status')!r}"
-        raise RegistrationFailed(message)
-    return Assigned(state["registrationId"], state["deviceId"], state["assignedHub"])
+    return assigned(cloud, path, status, operation, token)
